@@ -1,0 +1,189 @@
+//! How long nobody can make stacks when the replica that leads goes away, and what it costs to be
+//! one of several.
+
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+use stackd_testkit::postgres::Postgres;
+
+use crate::http::Client;
+use crate::server::{KEY, beside};
+use crate::stats::{Samples, head};
+
+const REPLICAS: usize = 3;
+const FAILOVERS: usize = 10;
+const CALLS: usize = 300;
+/// Stacks that a new leader reads.
+const STACKS: usize = 1000;
+
+struct Fleet {
+    directory: tempfile::TempDir,
+    database: String,
+    addresses: Vec<SocketAddr>,
+    processes: Vec<Option<Child>>,
+}
+
+impl Fleet {
+    fn start(database: String) -> Result<Self> {
+        let mut addresses = Vec::new();
+        for _ in 0..REPLICAS {
+            addresses.push(TcpListener::bind("127.0.0.1:0")?.local_addr()?);
+        }
+        let directory = tempfile::tempdir()?;
+        let processes = (0..REPLICAS).map(|_| None).collect();
+        let mut fleet = Self { directory, database, addresses, processes };
+        for index in 0..REPLICAS {
+            fleet.launch(index)?;
+        }
+        Ok(fleet)
+    }
+
+    fn launch(&mut self, index: usize) -> Result<()> {
+        let path = self.directory.path();
+        let child = Command::new(beside("stackd")?)
+            .args(["serve", "--replicas", "--runtime", "simulated", "--simulated-directory"])
+            .arg(path.join("runtime"))
+            .arg("--data-dir")
+            .arg(path.join(index.to_string()))
+            .args(["--listen", &self.addresses[index].to_string()])
+            .args(["--node-port-range", "20000-29999", "--database-url", &self.database])
+            .env("STACKD_API_KEY", KEY)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log(path, index)?)
+            .spawn()?;
+        self.processes[index] = Some(child);
+        let since = Instant::now();
+        while since.elapsed() < Duration::from_secs(30) {
+            if self.role(index).is_ok_and(|role| role != "behind") {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        bail!("replica {index} is not ready: {}", std::fs::read_to_string(path.join("log"))?)
+    }
+
+    fn client(&self, index: usize) -> Result<Client<TcpStream>> {
+        Client::tcp(self.addresses[index], &format!("x-api-key: {KEY}\r\n"))
+    }
+
+    fn role(&self, index: usize) -> Result<String> {
+        let answer = self.client(index)?.send("GET", "/readyz", "")?;
+        let body: Value = serde_json::from_slice(&answer.body)?;
+        Ok(body["replica"].as_str().context("a replica")?.to_owned())
+    }
+
+    fn leader(&self) -> Result<usize> {
+        let since = Instant::now();
+        while since.elapsed() < Duration::from_secs(30) {
+            for index in 0..REPLICAS {
+                if self.role(index).is_ok_and(|role| role == "leader") {
+                    return Ok(index);
+                }
+            }
+        }
+        bail!("no replica leads")
+    }
+
+    fn end(&mut self, index: usize, signal: &str) -> Result<()> {
+        let mut process = self.processes[index].take().context("it runs")?;
+        Command::new("kill").args([signal, &process.id().to_string()]).status()?;
+        if signal == "-KILL" {
+            process.wait()?;
+        } else {
+            // It ends in its own time, and is waited for with the others.
+            self.processes.push(Some(process));
+        }
+        Ok(())
+    }
+}
+
+fn log(directory: &Path, index: usize) -> Result<std::fs::File> {
+    let name = directory.join(format!("log-{index}"));
+    Ok(std::fs::File::options().create(true).append(true).open(name)?)
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        for process in self.processes.iter_mut().flatten() {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+}
+
+fn body() -> String {
+    let pod = "kind: Pod\nspec:\n  containers:\n    - name: app\n      image: nginx:stable\n      \
+               ports: [{containerPort: 80}]\n      resources: {limits: {cpu: 1m, memory: 1Mi}}\n";
+    json!({"target_port": 80, "pod_spec": pod}).to_string()
+}
+
+fn create(client: &mut Client<TcpStream>) -> Result<String> {
+    let answer = client.send("POST", "/stacks", &body())?;
+    let text = String::from_utf8_lossy(&answer.body).into_owned();
+    ensure!(answer.status == 201, "status {}: {text}", answer.status);
+    let stack: Value = serde_json::from_str(&text)?;
+    Ok(stack["stack_id"].as_str().context("an id")?.to_owned())
+}
+
+/// From the signal to the first create that a follower has acknowledged.
+fn interruptions(fleet: &mut Fleet, signal: &str) -> Result<(Samples, usize)> {
+    let (mut times, mut refused) = (Vec::new(), 0);
+    for _ in 0..FAILOVERS {
+        let leader = fleet.leader()?;
+        let mut client = fleet.client((leader + 1) % REPLICAS)?;
+        create(&mut client)?;
+        let since = Instant::now();
+        fleet.end(leader, signal)?;
+        while create(&mut client).is_err() {
+            refused += 1;
+            ensure!(since.elapsed() < Duration::from_secs(60), "nobody takes over");
+        }
+        times.push(since.elapsed());
+        if signal != "-KILL" {
+            let mut left = fleet.processes.pop().flatten().context("it was told to end")?;
+            left.wait()?;
+        }
+        fleet.launch(leader)?;
+    }
+    Ok((Samples::new(times), refused))
+}
+
+pub(crate) fn of_the_leader() -> Result<()> {
+    let postgres = Postgres::start();
+    let mut fleet = Fleet::start(postgres.database())?;
+    let leader = fleet.leader()?;
+    let mut first = fleet.client(leader)?;
+    for _ in 0..STACKS {
+        create(&mut first)?;
+    }
+
+    head(&format!("{REPLICAS} replicas, PostgreSQL, {STACKS} stacks"));
+    for (name, index) in [("leader", leader), ("follower", (leader + 1) % REPLICAS)] {
+        let mut client = fleet.client(index)?;
+        let (mut made, mut read) = (Vec::new(), Vec::new());
+        for _ in 0..CALLS {
+            let since = Instant::now();
+            let id = create(&mut client)?;
+            made.push(since.elapsed());
+            let since = Instant::now();
+            let answer = client.send("GET", &format!("/stacks/{id}"), "")?;
+            read.push(since.elapsed());
+            ensure!(answer.status == 200, "status {}", answer.status);
+            client.send("DELETE", &format!("/stacks/{id}"), "")?;
+        }
+        println!("{}", Samples::new(made).row(&format!("POST /stacks at the {name}")));
+        println!("{}", Samples::new(read).row(&format!("GET /stacks/{{id}} at the {name}")));
+    }
+
+    head("the leader goes away: first create through a follower");
+    for (name, signal) in [("killed", "-KILL"), ("stopped in order", "-TERM")] {
+        let (times, refused) = interruptions(&mut fleet, signal)?;
+        println!("{}", times.row(&format!("{name}, {refused} requests refused")));
+    }
+    Ok(())
+}

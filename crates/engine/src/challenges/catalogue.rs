@@ -1,0 +1,304 @@
+//! The catalogue: challenges written, changed and removed, and what the platform tells of them.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use stackd_core::StackId;
+use stackd_core::challenge::{
+    Challenge, ChallengeNumber, ChallengeRef, Draft, Fault, Invalid, Subject,
+};
+use stackd_store::{Change, Mark, StoreError};
+
+use super::{ChallengeError, DIALECT, Marked, warm, word};
+use crate::book::SharedEngine;
+use crate::command::{DeleteError, Unavailable};
+use crate::remove;
+use crate::shared::unavailable;
+use crate::view::View;
+use crate::{Engine, finish};
+
+/// The catalogue of challenges.
+#[derive(Clone, Copy)]
+pub struct Challenges<'a> {
+    engine: &'a Engine,
+}
+
+impl<'a> Challenges<'a> {
+    pub(crate) fn new(engine: &'a Engine) -> Self {
+        Self { engine }
+    }
+
+    pub(super) fn view(&self) -> &'a Arc<View> {
+        &self.engine.view
+    }
+
+    /// All challenges, by slug.
+    pub fn list(&self) -> Vec<Arc<Challenge>> {
+        self.view().board.all()
+    }
+
+    /// One challenge.
+    pub fn get(&self, name: &ChallengeRef) -> Option<Arc<Challenge>> {
+        self.view().board.find(name)
+    }
+
+    /// Writes a challenge, with this number or the next one.
+    pub async fn create(
+        &self,
+        draft: Draft,
+        number: Option<ChallengeNumber>,
+    ) -> Result<Arc<Challenge>, ChallengeError> {
+        let term = self.engine.term()?;
+        let shared = Arc::clone(&term);
+        finish(&term, async move { create(&shared, draft, number).await }).await
+    }
+
+    /// Changes a challenge, for stacks that are made from now on. `edit` gets it as a draft.
+    pub async fn edit(
+        &self,
+        name: ChallengeRef,
+        edit: impl FnOnce(&Challenge, Draft) -> Result<Draft, Vec<Invalid>> + Send + 'static,
+    ) -> Result<Arc<Challenge>, ChallengeError> {
+        let term = self.engine.term()?;
+        let shared = Arc::clone(&term);
+        finish(&term, async move { change(&shared, &name, edit).await }).await
+    }
+
+    /// Removes a challenge. Its live stacks end in their own time, or now.
+    pub async fn delete(&self, name: ChallengeRef, destroy: bool) -> Result<(), ChallengeError> {
+        let term = self.engine.term()?;
+        let shared = Arc::clone(&term);
+        finish(&term, async move { delete(&shared, &name, destroy).await }).await
+    }
+
+    /// Who has solved a challenge, or finds it locked.
+    pub fn marks(&self, name: &ChallengeRef, mark: Mark) -> Option<Vec<Marked>> {
+        let challenge = self.get(name)?;
+        Some(self.view().board.marks(mark, challenge.number))
+    }
+
+    /// Notes that these have solved a challenge, or find it locked; a solve ends their stacks of
+    /// it where the challenge says so. True when that is news.
+    pub async fn mark(
+        &self,
+        name: ChallengeRef,
+        mark: Mark,
+        subjects: Vec<Subject>,
+    ) -> Result<bool, ChallengeError> {
+        let term = self.engine.term()?;
+        let shared = Arc::clone(&term);
+        finish(&term, async move { put_mark(&shared, &name, mark, subjects).await }).await
+    }
+
+    /// Takes that back. False when it was not so.
+    pub async fn unmark(
+        &self,
+        name: ChallengeRef,
+        mark: Mark,
+        subject: Subject,
+    ) -> Result<bool, ChallengeError> {
+        let term = self.engine.term()?;
+        let shared = Arc::clone(&term);
+        finish(&term, async move { remove_mark(&shared, &name, mark, &subject).await }).await
+    }
+}
+
+fn find(shared: &SharedEngine, name: &ChallengeRef) -> Result<Arc<Challenge>, ChallengeError> {
+    shared.view.board.find(name).ok_or(ChallengeError::NotFound)
+}
+
+async fn write(shared: &SharedEngine, changes: Vec<Change>) -> Result<(), ChallengeError> {
+    shared.write(changes).await.map_err(|error| match error {
+        StoreError::Duplicate(_) => ChallengeError::Exists,
+        error => unavailable(error).into(),
+    })
+}
+
+/// Makes the challenge of a draft, or says what is wrong with it.
+fn check(
+    shared: &SharedEngine,
+    draft: Draft,
+    number: ChallengeNumber,
+) -> Result<Challenge, ChallengeError> {
+    let config = &shared.config;
+    let defaults = config.limit_range.pod_defaults();
+    let challenge = draft
+        .check(number, &config.challenges, &defaults, shared.clock.wall())
+        .map_err(ChallengeError::Invalid)?;
+    let (min, max) = (config.min_ttl.as_secs(), config.max_ttl.as_secs());
+    let ttl = challenge.definition.ttl_seconds;
+    if ttl.is_some_and(|ttl| ttl < min || ttl > max) {
+        return Err(ChallengeError::Invalid(vec![Invalid {
+            field: "ttl_seconds",
+            fault: Fault::Value,
+            message: format!("must be from {min} to {max}"),
+        }]));
+    }
+    Ok(challenge)
+}
+
+async fn create(
+    shared: &SharedEngine,
+    draft: Draft,
+    number: Option<ChallengeNumber>,
+) -> Result<Arc<Challenge>, ChallengeError> {
+    let _writing = shared.view.board.writing.lock().await;
+    let next = number.or_else(|| shared.view.board.next_number()).ok_or(ChallengeError::Exists)?;
+    let challenge = check(shared, draft, next)?;
+    let taken = |name: ChallengeRef| shared.view.board.find(&name).is_some();
+    if taken(ChallengeRef::Id(challenge.id().clone())) || taken(ChallengeRef::Number(next)) {
+        return Err(ChallengeError::Exists);
+    }
+    write(shared, vec![Change::InsertChallenge(Box::new(challenge.clone()))]).await?;
+    let challenge = Arc::new(challenge);
+    shared.view.board.put(Arc::clone(&challenge));
+    tracing::info!(challenge = %challenge.id(), number = %challenge.number, "challenge written");
+    if shared.config.challenges.warm {
+        warm::in_background(shared, &challenge);
+    }
+    Ok(challenge)
+}
+
+async fn change(
+    shared: &SharedEngine,
+    name: &ChallengeRef,
+    edit: impl FnOnce(&Challenge, Draft) -> Result<Draft, Vec<Invalid>>,
+) -> Result<Arc<Challenge>, ChallengeError> {
+    let _writing = shared.view.board.writing.lock().await;
+    let before = find(shared, name)?;
+    let draft = edit(&before, Draft::of(&before)).map_err(ChallengeError::Invalid)?;
+    let after = check(shared, draft, before.number)?;
+    if after.definition == before.definition && after.spec == before.spec {
+        return Ok(before);
+    }
+    let after = Challenge { created_at: before.created_at, ..after };
+    write(shared, vec![Change::UpdateChallenge(Box::new(after.clone()))]).await?;
+    let after = Arc::new(after);
+    shared.view.board.put(Arc::clone(&after));
+    tracing::info!(challenge = %after.id(), "challenge changed");
+    if shared.config.challenges.warm {
+        warm::in_background(shared, &after);
+    }
+    Ok(after)
+}
+
+async fn delete(
+    shared: &SharedEngine,
+    name: &ChallengeRef,
+    destroy: bool,
+) -> Result<(), ChallengeError> {
+    let _writing = shared.view.board.writing.lock().await;
+    let challenge = find(shared, name)?;
+    // The stacks go first and the challenge last: after a crash in between, it can be asked again.
+    let _gate = shared.view.board.gate.write().await;
+    if destroy {
+        let slot = challenge.number.to_string();
+        let live: Vec<StackId> = {
+            let live = shared.view.live.read();
+            let ours = live.after(None).filter(|live| {
+                let owner = &live.stack.owner;
+                owner.dialect == DIALECT && owner.slot == slot && live.stack.is_active()
+            });
+            ours.map(|live| live.stack.id).collect()
+        };
+        end(shared, live).await?;
+    }
+    write(shared, vec![Change::RemoveChallenge(challenge.number)]).await?;
+    shared.view.board.remove(&challenge);
+    tracing::info!(challenge = %challenge.id(), destroy, "challenge removed");
+    Ok(())
+}
+
+/// Takes stacks away; one that is gone already is no fault.
+pub(super) async fn end(
+    shared: &SharedEngine,
+    stacks: impl IntoIterator<Item = StackId>,
+) -> Result<(), Unavailable> {
+    for id in stacks {
+        match remove::delete(shared, id, None).await {
+            Ok(()) | Err(DeleteError::NotFound) => {}
+            Err(DeleteError::Unavailable(error)) => return Err(error),
+            Err(DeleteError::Refused(reason)) => return Err(Unavailable { reason }),
+        }
+    }
+    Ok(())
+}
+
+/// The live stacks that a solve by these ends.
+fn stacks_of(
+    shared: &SharedEngine,
+    owners: &BTreeSet<Subject>,
+    number: ChallengeNumber,
+) -> Vec<StackId> {
+    let (live, slot) = (shared.view.live.read(), number.to_string());
+    let of = |owner: &Subject| {
+        let stacks = live.of_tenant(DIALECT, &owner.to_string());
+        let here = stacks.filter(|l| l.stack.owner.slot == slot && l.stack.is_active());
+        here.map(|live| live.stack.id).collect::<Vec<_>>()
+    };
+    owners.iter().flat_map(of).collect()
+}
+
+async fn put_mark(
+    shared: &SharedEngine,
+    name: &ChallengeRef,
+    mark: Mark,
+    subjects: Vec<Subject>,
+) -> Result<bool, ChallengeError> {
+    let _writing = shared.view.board.writing.lock().await;
+    let challenge = find(shared, name)?;
+    let (number, at) = (challenge.number, shared.clock.wall());
+    // A solve of a user is also the team's where the team is known.
+    let teams = subjects.iter().filter_map(|subject| match subject {
+        Subject::User(user) => shared.view.board.team_of(user).map(Subject::Team),
+        Subject::Team(_) => None,
+    });
+    let owners: BTreeSet<Subject> = teams.chain(subjects.iter().cloned()).collect();
+    // In one order for all, so that no two wait for each other. Whoever is making a stack now is
+    // done first, and its stack is found below.
+    let mut turns = Vec::new();
+    for owner in &owners {
+        turns.push(shared.view.board.turn(owner).await);
+    }
+    let news = subjects.iter().any(|subject| !shared.view.board.has(mark, number, subject));
+    if news {
+        let put = |subject: &Subject| Change::PutMark {
+            mark,
+            challenge: number,
+            subject: subject.clone(),
+            at,
+        };
+        write(shared, subjects.iter().map(put).collect()).await?;
+        for subject in &subjects {
+            shared.view.board.mark(mark, number, subject.clone(), at);
+            tracing::info!(challenge = %challenge.id(), %subject, mark = word(mark), "challenge marked");
+        }
+    }
+    if mark == Mark::Solved && challenge.definition.destroy_on_solve {
+        end(shared, stacks_of(shared, &owners, number)).await?;
+    }
+    for owner in &owners {
+        shared.view.owners.wake_tenant(DIALECT, &owner.to_string());
+    }
+    Ok(news)
+}
+
+async fn remove_mark(
+    shared: &SharedEngine,
+    name: &ChallengeRef,
+    mark: Mark,
+    subject: &Subject,
+) -> Result<bool, ChallengeError> {
+    let _writing = shared.view.board.writing.lock().await;
+    let challenge = find(shared, name)?;
+    let number = challenge.number;
+    if !shared.view.board.has(mark, number, subject) {
+        return Ok(false);
+    }
+    let change = Change::RemoveMark { mark, challenge: number, subject: subject.clone() };
+    write(shared, vec![change]).await?;
+    shared.view.board.unmark(mark, number, subject);
+    shared.view.owners.wake_tenant(DIALECT, &subject.to_string());
+    tracing::info!(challenge = %challenge.id(), %subject, mark = word(mark), "challenge unmarked");
+    Ok(true)
+}

@@ -1,0 +1,208 @@
+//! The connection to the engine, and what its failures mean.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use bollard::errors::Error;
+use bollard::{API_DEFAULT_VERSION, BollardRequest, Docker};
+use stackd_core::RuntimeError;
+use stackd_core::runtime::ErrorKind;
+use stackd_core::stack::{Condition, reason};
+
+use super::config::DockerConfig;
+
+/// How long the engine may take to answer. A container that ends slowly is asked for in the call
+/// itself, so this is more than the longest grace.
+const PATIENCE_SECONDS: u64 = 90;
+
+/// The engine cannot be used. The texts are for the operator.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The settings do not name one.
+    #[error("{0}")]
+    Settings(String),
+    /// It does not answer.
+    #[error("the Docker engine at {host} cannot be reached: {cause}")]
+    Unreachable {
+        /// Where it was looked for.
+        host: String,
+        /// What happened.
+        cause: String,
+    },
+    /// It lacks what is needed.
+    #[error("the Docker engine at {host} {lack}")]
+    Unfit {
+        /// Which.
+        host: String,
+        /// What it lacks.
+        lack: String,
+    },
+    /// Something on this machine.
+    #[error("{0}")]
+    Machine(#[from] std::io::Error),
+}
+
+/// Connects, and agrees on a version of the API.
+pub(super) async fn connect(config: &DockerConfig) -> Result<Docker, EngineError> {
+    let host = config.host.as_str();
+    let unreachable =
+        |e: Error| EngineError::Unreachable { host: host.to_owned(), cause: chain(&e) };
+    let docker = match (config.socket(), &config.tls_ca) {
+        (Some(path), _) => Docker::connect_with_unix(path, PATIENCE_SECONDS, API_DEFAULT_VERSION),
+        (None, Some(ca)) => {
+            let (Some(cert), Some(key)) = (&config.tls_cert, &config.tls_key) else {
+                let text = "docker-tls-ca is set without docker-tls-cert and docker-tls-key";
+                return Err(EngineError::Settings(text.to_owned()));
+            };
+            for path in [ca, cert, key] {
+                readable(path)?;
+            }
+            // One may be there already, which does as well.
+            let _ = rustls::crypto::ring::default_provider().install_default();
+            Docker::connect_with_ssl(host, key, cert, ca, PATIENCE_SECONDS, API_DEFAULT_VERSION)
+        }
+        (None, None) if host.starts_with("tcp://") || host.starts_with("http://") => {
+            Docker::connect_with_http(host, PATIENCE_SECONDS, API_DEFAULT_VERSION)
+        }
+        _ => {
+            let text = format!(
+                "{host:?} does not name a Docker engine: unix:///path/docker.sock or \
+                 tcp://host:port is expected"
+            );
+            return Err(EngineError::Settings(text));
+        }
+    };
+    let docker = docker.map_err(unreachable)?.with_request_modifier(url_safe_credentials);
+    let negotiated = tokio::time::timeout(Duration::from_secs(10), docker.negotiate_version());
+    match negotiated.await {
+        Ok(result) => result.map_err(unreachable),
+        Err(_) => Err(EngineError::Unreachable {
+            host: host.to_owned(),
+            cause: "it does not answer".to_owned(),
+        }),
+    }
+}
+
+fn readable(path: &Path) -> Result<(), EngineError> {
+    std::fs::File::open(path)
+        .map(drop)
+        .map_err(|e| EngineError::Settings(format!("{}: {e}", path.display())))
+}
+
+/// The engine reads credentials in the alphabet for addresses, and takes those that it cannot read
+/// for none.
+fn url_safe_credentials(mut request: BollardRequest) -> BollardRequest {
+    const HEADER: &str = "x-registry-auth";
+    let safe = request.headers().get(HEADER).and_then(|value| {
+        let text = value.to_str().ok()?.replace('+', "-").replace('/', "_");
+        text.parse().ok()
+    });
+    if let Some(safe) = safe {
+        request.headers_mut().insert(HEADER, safe);
+    }
+    request
+}
+
+/// The address of an engine elsewhere, at which the ports that it publishes are reached.
+pub(super) async fn address(config: &DockerConfig) -> Result<Option<IpAddr>, EngineError> {
+    if config.is_here() {
+        return Ok(None);
+    }
+    let rest = config.host.split_once("://").map_or(config.host.as_str(), |(_, rest)| rest);
+    let rest = rest.trim_end_matches('/');
+    let looked_up = tokio::net::lookup_host(rest).await.map(|mut found| found.next());
+    match looked_up {
+        Ok(Some(address)) => Ok(Some(address.ip())),
+        _ => Err(EngineError::Settings(format!("{rest:?} is not a host and port"))),
+    }
+}
+
+/// An error and what caused it, in one line.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// The status and words of an answer that refuses.
+pub(super) fn answer(error: &Error) -> Option<(u16, &str)> {
+    match error {
+        Error::DockerResponseServerError { status_code, message } => Some((*status_code, message)),
+        _ => None,
+    }
+}
+
+/// Whether it says that there is no such thing.
+pub(super) fn is_absent(error: &Error) -> bool {
+    matches!(answer(error), Some((404, _)))
+}
+
+/// A result in which what is not there counts as done.
+pub(super) fn unless_absent(result: Result<(), Error>) -> Result<(), Error> {
+    match result {
+        Err(e) if is_absent(&e) => Ok(()),
+        other => other,
+    }
+}
+
+/// A failure that is not about what the caller asked for.
+pub(super) fn fault(doing: &str, error: &Error) -> RuntimeError {
+    let operator = format!("{doing}: {}", chain(error));
+    match answer(error) {
+        Some(_) => {
+            let text = "the Docker engine could not start the containers";
+            RuntimeError::new(
+                ErrorKind::Failed,
+                Condition::new(reason::START_ERROR, text),
+                operator,
+            )
+        }
+        None => away(operator),
+    }
+}
+
+/// The engine does not answer.
+pub(super) fn away(operator: impl Into<String>) -> RuntimeError {
+    let text = "the Docker engine cannot be reached; it is tried again";
+    RuntimeError::new(ErrorKind::Retry, Condition::new(reason::RETRYING, text), operator)
+}
+
+/// A failure of this machine.
+pub(super) fn failed(operator: impl Into<String>) -> RuntimeError {
+    let text = "the machine could not start the containers";
+    RuntimeError::new(ErrorKind::Failed, Condition::new(reason::START_ERROR, text), operator)
+}
+
+/// What a start was refused for, in words for the caller.
+pub(super) fn refused_start(container: &str, doing: &str, error: &Error) -> RuntimeError {
+    let Some((status, message)) = answer(error) else { return fault(doing, error) };
+    let operator = format!("{doing}: {}", chain(error));
+    if message.contains("No command specified") || message.contains("no command specified") {
+        let text = format!(
+            "container \"{container}\": the image names no command; set command or args in the \
+             container"
+        );
+        return RuntimeError::open(ErrorKind::Rejected, reason::START_ERROR, text);
+    }
+    // What the container's own program, user or directory is wrong in comes after these words.
+    let own = ["exec: ", "unable to find user", "unable to find group", "no matching entries in"];
+    let cut = |at: usize| message[at..].trim_end_matches(": unknown").to_owned();
+    if let Some(at) = own.iter().find_map(|words| message.find(words)) {
+        let text = format!("container \"{container}\" could not be started: {}", cut(at));
+        return RuntimeError::open(ErrorKind::Rejected, reason::START_ERROR, text);
+    }
+    if status == 400 {
+        let text = format!("container \"{container}\" was refused by the Docker engine: {message}");
+        return RuntimeError::open(ErrorKind::Rejected, reason::START_ERROR, text);
+    }
+    fault(doing, &Error::DockerResponseServerError { status_code: status, message: operator })
+}

@@ -1,0 +1,450 @@
+//! What is known of the cluster, from its watches alone: as little of each object as is needed,
+//! and what that means for each stack. One lock guards it; nothing is awaited under that lock.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use stackd_core::runtime::{Observation, ObservedStack, Placement, PortsTaken, RuntimeState};
+use stackd_core::stack::{Condition, reason};
+use stackd_core::{PortMapping, Protocol, StackId};
+use tokio::sync::{Notify, mpsc};
+
+use super::status::{Judgement, NodeView, Over, PodView};
+
+/// How long a node port that another's service holds is left alone.
+const FOREIGN_FOR: Duration = Duration::from_secs(60);
+
+/// The kinds of objects that are watched, and counted in rounds of listings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Policy,
+    Service,
+    Pod,
+    Node,
+}
+
+/// An object as it was last seen, and in which round of listings.
+#[derive(Debug)]
+pub(super) struct Seen<T> {
+    pub(super) view: T,
+    round: u32,
+}
+
+/// What is kept of a policy.
+#[derive(Debug)]
+pub(super) struct PolicyView {
+    pub(super) uid: Box<str>,
+    pub(super) generation: u64,
+    pub(super) epoch: u64,
+    pub(super) deleting: bool,
+}
+
+/// What is kept of a service.
+#[derive(Debug)]
+pub(super) struct ServiceView {
+    pub(super) uid: Box<str>,
+    pub(super) generation: u64,
+    pub(super) deleting: bool,
+    pub(super) ports: Box<[PortMapping]>,
+}
+
+/// A stack of which the cluster has something.
+#[derive(Debug, Default)]
+pub(super) struct Entry {
+    pub(super) policy: Option<Seen<PolicyView>>,
+    pub(super) service: Option<Seen<ServiceView>>,
+    pub(super) pod: Option<Seen<PodView>>,
+    /// The ports of its service, also when that is gone.
+    pub(super) ports: Box<[PortMapping]>,
+    /// All three were there at once: what is missing from then on was taken away.
+    pub(super) complete: bool,
+    pub(super) over: Option<Box<Over>>,
+    /// Its node ports have taken a connection.
+    pub(super) accepts: bool,
+    /// It is being made, or removed, by us.
+    pub(super) making: bool,
+    pub(super) removing: bool,
+    pub(super) acting: Acting,
+    told: Option<Box<ObservedStack>>,
+}
+
+/// What is being done about a stack besides what the engine asks for.
+#[derive(Debug, Default)]
+pub(super) struct Acting {
+    pub(super) dialing: bool,
+    pub(super) killing: bool,
+    pub(super) dropping: bool,
+    pub(super) restoring: bool,
+}
+
+/// What is to be done about a stack, so that it is as it is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Action {
+    /// Find out when its node ports take traffic.
+    Dial,
+    /// End what still runs of it, and keep the pod with its logs.
+    Kill,
+    /// Take its service away: it has ended, and its ports go back.
+    DropService,
+    /// Make its service anew: somebody has deleted it.
+    RestoreService,
+}
+
+/// Everything that is known.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    pub(super) entries: HashMap<StackId, Entry>,
+    pub(super) nodes: HashMap<Box<str>, Seen<NodeView>>,
+    pub(super) lost_nodes: HashSet<Box<str>>,
+    pub(super) locks: HashMap<StackId, Arc<tokio::sync::Mutex<()>>>,
+    pub(super) epoch: u64,
+    /// Node ports are numbers to the cluster, whatever the protocol.
+    claims: HashMap<u16, StackId>,
+    foreign: HashMap<u16, Instant>,
+    waiters: HashMap<StackId, Arc<Notify>>,
+    rounds: [u32; 4],
+    listed: [bool; 4],
+    observers: Vec<mpsc::UnboundedSender<Observation>>,
+    expectant: Vec<mpsc::UnboundedSender<Observation>>,
+}
+
+impl State {
+    /// Whether every kind was listed once.
+    pub(super) fn is_synced(&self) -> bool {
+        self.listed.iter().all(|listed| *listed)
+    }
+
+    /// What was seen now.
+    pub(super) fn seen<T>(&self, kind: Kind, view: T) -> Seen<T> {
+        Seen { view, round: self.rounds[kind as usize] }
+    }
+
+    /// A new listing begins: what it does not name is gone when it ends.
+    pub(super) fn begin_listing(&mut self, kind: Kind) {
+        self.rounds[kind as usize] += 1;
+    }
+
+    /// The stacks whose object was not named by the listing that ends now.
+    pub(super) fn end_listing(&mut self, kind: Kind) -> Vec<StackId> {
+        let round = self.rounds[kind as usize];
+        let old = |seen: Option<u32>| seen.is_some_and(|seen| seen < round);
+        let unnamed = |entry: &Entry| {
+            old(match kind {
+                Kind::Policy => entry.policy.as_ref().map(|seen| seen.round),
+                Kind::Service => entry.service.as_ref().map(|seen| seen.round),
+                Kind::Pod => entry.pod.as_ref().map(|seen| seen.round),
+                Kind::Node => None,
+            })
+        };
+        let gone = self.entries.iter().filter(|(_, entry)| unnamed(entry));
+        gone.map(|(id, _)| *id).collect()
+    }
+
+    /// The nodes that were not named by the listing that ends now.
+    pub(super) fn unnamed_nodes(&self) -> Vec<Box<str>> {
+        let round = self.rounds[Kind::Node as usize];
+        let old = self.nodes.iter().filter(|(_, seen)| seen.round < round);
+        old.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// The listing of a kind is whole. True when it was the last that was missing.
+    pub(super) fn listed(&mut self, kind: Kind) -> bool {
+        let before = self.is_synced();
+        self.listed[kind as usize] = true;
+        !before && self.is_synced()
+    }
+
+    /// Sends the inventory, now or when it is whole, and then every change.
+    pub(super) fn observe(&mut self, observer: mpsc::UnboundedSender<Observation>) {
+        if self.is_synced() {
+            self.send_inventory(observer);
+        } else {
+            self.expectant.push(observer);
+        }
+    }
+
+    /// The inventory is whole: all who wait for it get it.
+    pub(super) fn release_observers(&mut self) {
+        for observer in std::mem::take(&mut self.expectant) {
+            self.send_inventory(observer);
+        }
+    }
+
+    fn send_inventory(&mut self, observer: mpsc::UnboundedSender<Observation>) {
+        let told = self.entries.values().filter_map(|entry| entry.told.as_deref());
+        let stacks = told.map(|told| Observation::Stack(told.clone()));
+        for observation in stacks.chain([Observation::Synced]) {
+            // An observer that has gone is dropped at the next change.
+            let _ = observer.send(observation);
+        }
+        self.observers.push(observer);
+    }
+
+    fn tell(&mut self, observation: &Observation) {
+        self.observers.retain(|observer| observer.send(observation.clone()).is_ok());
+    }
+
+    /// Wakes who waits for a change of a stack.
+    pub(super) fn wake(&mut self, id: StackId) {
+        if let Some(waiter) = self.waiters.remove(&id) {
+            waiter.notify_waiters();
+        }
+    }
+
+    /// What is notified at the next change of a stack.
+    pub(super) fn waiter(&mut self, id: StackId) -> Arc<Notify> {
+        Arc::clone(self.waiters.entry(id).or_default())
+    }
+
+    /// Takes node ports for a stack, all or none.
+    pub(super) fn claim(&mut self, id: StackId, ports: &[PortMapping]) -> Result<(), PortsTaken> {
+        let now = Instant::now();
+        self.foreign.retain(|_, until| *until > now);
+        let held = |port: &(Protocol, u16)| {
+            self.claims.get(&port.1).is_some_and(|holder| *holder != id)
+                || self.foreign.contains_key(&port.1)
+        };
+        let taken: Vec<_> = ports.iter().map(|port| port.node()).filter(held).collect();
+        if !taken.is_empty() {
+            return Err(PortsTaken(taken));
+        }
+        self.claims.extend(ports.iter().map(|port| (port.node_port, id)));
+        Ok(())
+    }
+
+    /// Gives back what a stack has claimed, but for what its service holds.
+    pub(super) fn unclaim(&mut self, id: StackId) {
+        let service = self.entries.get(&id).and_then(|entry| entry.service.as_ref());
+        let held: Vec<_> =
+            service.iter().flat_map(|s| s.view.ports.iter()).map(|port| port.node_port).collect();
+        self.claims.retain(|port, holder| *holder != id || held.contains(port));
+    }
+
+    /// Leaves ports alone for a while that a service of somebody else holds.
+    pub(super) fn avoid(&mut self, ports: &[PortMapping]) {
+        let until = Instant::now() + FOREIGN_FOR;
+        self.foreign.extend(ports.iter().map(|port| (port.node_port, until)));
+    }
+
+    /// The service of a stack is there.
+    pub(super) fn service_seen(&mut self, id: StackId, view: ServiceView) {
+        self.claims.extend(view.ports.iter().map(|port| (port.node_port, id)));
+        let seen = self.seen(Kind::Service, view);
+        let entry = self.entries.entry(id).or_default();
+        entry.ports.clone_from(&seen.view.ports);
+        entry.service = Some(seen);
+    }
+
+    /// The service of a stack is gone. Its node ports stay its own until it has ended: the service
+    /// may be made again, and whether they take traffic is then to be found out anew.
+    pub(super) fn service_gone(&mut self, id: StackId) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        entry.acting.dropping = false;
+        entry.accepts = false;
+        entry.service = None;
+    }
+
+    /// The pod of a stack is gone: how the stack ended, unless it has before.
+    pub(super) fn pod_gone(&mut self, id: StackId) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        let Some(pod) = entry.pod.take() else { return };
+        entry.acting.killing = false;
+        if entry.over.is_some() {
+            return;
+        }
+        let node = pod.view.node.as_deref().unwrap_or_default();
+        let node_ready = self.nodes.get(node).is_some_and(|node| node.view.ready);
+        let over = match pod.view.disruption.as_deref() {
+            _ if self.lost_nodes.contains(node) => Over::node_lost(node),
+            Some("DeletionByTaintManager" | "DeletionByPodGC") if !node_ready => {
+                Over::node_lost(node)
+            }
+            Some("PreemptionByScheduler") => {
+                Over::failed("Preempted", "the pod made way for one of a higher priority")
+            }
+            Some(_) => Over::failed(reason::EVICTED, "the pod was evicted from its node"),
+            None => Over::failed(reason::LOST, "the pod was deleted"),
+        };
+        entry.over = Some(Box::new(over));
+    }
+
+    /// Works out anew how a stack is, tells it where it has changed, and says what is to be done.
+    pub(super) fn assess(&mut self, id: StackId) -> Vec<Action> {
+        self.wake(id);
+        if !self.is_synced() {
+            return Vec::new();
+        }
+        let Some(entry) = self.entries.get_mut(&id) else { return Vec::new() };
+        if entry.policy.is_none() && entry.service.is_none() && entry.pod.is_none() {
+            if !entry.making {
+                self.forget(id);
+            }
+            return Vec::new();
+        }
+        if entry.policy.is_some() && entry.service.is_some() && entry.pod.is_some() {
+            entry.complete = true;
+        }
+        if entry.removing {
+            return Vec::new();
+        }
+        let mut actions = Vec::new();
+        let state = entry.state(&self.nodes, &self.lost_nodes, &mut actions);
+        let told = entry.observed(id, state, &self.nodes);
+        if entry.told.as_deref() != Some(&told) {
+            entry.told = Some(Box::new(told.clone()));
+            if matches!(told.state, RuntimeState::Ended { .. }) {
+                self.claims.retain(|_, holder| *holder != id);
+            }
+            self.tell(&Observation::Stack(told));
+        }
+        actions
+    }
+
+    /// Nothing is left of a stack.
+    fn forget(&mut self, id: StackId) {
+        if let Some(entry) = self.entries.remove(&id)
+            && !entry.removing
+            && entry.told.is_some()
+        {
+            self.tell(&Observation::Gone(id));
+        }
+        self.wake(id);
+    }
+
+    /// The stacks on a node.
+    pub(super) fn on_node(&self, name: &str) -> Vec<StackId> {
+        let there = |entry: &Entry| {
+            entry.pod.as_ref().is_some_and(|pod| pod.view.node.as_deref() == Some(name))
+        };
+        let stacks = self.entries.iter().filter(|(_, entry)| there(entry));
+        stacks.map(|(id, _)| *id).collect()
+    }
+}
+
+impl Entry {
+    /// How it is, and what is to be done about that.
+    fn state(
+        &mut self,
+        nodes: &HashMap<Box<str>, Seen<NodeView>>,
+        lost: &HashSet<Box<str>>,
+        actions: &mut Vec<Action>,
+    ) -> RuntimeState {
+        let node = self.pod.as_ref().and_then(|pod| pod.view.node.as_deref());
+        let node_ready = node.and_then(|n| nodes.get(n)).is_some_and(|node| node.view.ready);
+        if let (None, Some(pod)) = (&self.over, &self.pod) {
+            let evicted = pod.view.deleting
+                && pod.view.disruption.as_deref() == Some("DeletionByTaintManager");
+            let over = match (node, pod.view.judge()) {
+                // How containers end that somebody takes away says nothing of them.
+                (_, Judgement::Over(over)) if !pod.view.deleting => Some(over),
+                (Some(node), _) if lost.contains(node) || (evicted && !node_ready) => {
+                    Some(Over::node_lost(node))
+                }
+                _ => None,
+            };
+            self.over = over.map(Box::new);
+        }
+        if let Some(over) = &self.over {
+            let node_lost = over.outcome == stackd_core::runtime::Outcome::NodeLost;
+            let runs = self.pod.as_ref().is_some_and(|pod| !pod.view.phase.is_over()) && !node_lost;
+            if runs && !std::mem::replace(&mut self.acting.killing, true) {
+                actions.push(Action::Kill);
+            }
+            let service = self.service.is_some();
+            if service && !std::mem::replace(&mut self.acting.dropping, true) {
+                actions.push(Action::DropService);
+            }
+            if runs || service {
+                let condition = Some(over.condition.clone());
+                return RuntimeState::Running { ready: false, condition };
+            }
+            return RuntimeState::Ended {
+                outcome: over.outcome,
+                exit_code: over.exit_code,
+                condition: over.condition.clone(),
+                at: over.at,
+            };
+        }
+        let lacks = self.pod.is_none() || self.service.is_none() || self.policy.is_none();
+        if lacks && !self.making && !self.complete {
+            return RuntimeState::Incomplete;
+        }
+        let Some(pod) = &self.pod else {
+            return RuntimeState::Starting { condition: None };
+        };
+        if self.service.is_none()
+            && !self.making
+            && !pod.view.deleting
+            && self.policy.as_ref().is_some_and(|policy| !policy.view.deleting)
+            && !std::mem::replace(&mut self.acting.restoring, true)
+        {
+            actions.push(Action::RestoreService);
+        }
+        if pod.view.deleting {
+            let condition = Some(Condition::new("Terminating", "the pod is being deleted"));
+            return RuntimeState::Running { ready: false, condition };
+        }
+        match pod.view.judge() {
+            Judgement::Running { ready: true, .. } if !self.accepts => {
+                if self.ports.iter().all(|port| port.protocol != Protocol::Tcp) {
+                    self.accepts = self.service.is_some();
+                } else if !std::mem::replace(&mut self.acting.dialing, true) {
+                    actions.push(Action::Dial);
+                }
+                if self.accepts {
+                    return RuntimeState::Running { ready: true, condition: None };
+                }
+                let text = "the containers are ready, and the node port does not take traffic yet";
+                let condition = Some(Condition::new(reason::NOT_READY, text));
+                RuntimeState::Running { ready: false, condition }
+            }
+            Judgement::Running { ready, condition } => {
+                let silent = || Condition::new("NodeNotReady", "the node does not answer");
+                let condition = if ready || node_ready { condition } else { Some(silent()) };
+                RuntimeState::Running { ready, condition }
+            }
+            Judgement::Starting(condition) => RuntimeState::Starting { condition },
+            // Over is handled above.
+            Judgement::Over(over) => {
+                RuntimeState::Running { ready: false, condition: Some(over.condition) }
+            }
+        }
+    }
+
+    fn observed(
+        &self,
+        id: StackId,
+        state: RuntimeState,
+        nodes: &HashMap<Box<str>, Seen<NodeView>>,
+    ) -> ObservedStack {
+        let node = self.pod.as_ref().and_then(|pod| pod.view.node.as_deref());
+        // Who is told of a place takes the stack for accepted, which it is not before its node ports
+        // are its own.
+        let placed = self.service.is_some() || self.complete || self.over.is_some();
+        let placement = node.filter(|_| placed).map(|node| Placement {
+            node: node.to_owned(),
+            public_ip: nodes.get(node).and_then(|n| n.view.public_ip.as_deref()).map(str::to_owned),
+        });
+        let before = self.told.as_deref();
+        let restarts = self.pod.as_ref().map(|pod| pod.view.restarts());
+        let generation = self.policy.as_ref().map(|policy| policy.view.generation);
+        ObservedStack {
+            id,
+            generation: generation.or(before.map(|told| told.generation)).unwrap_or(0),
+            state,
+            placement: placement.or_else(|| before.and_then(|told| told.placement.clone())),
+            restarts: restarts.or(before.map(|told| told.restarts)).unwrap_or(0),
+        }
+    }
+
+    /// Nothing of it runs any more, and its ports are given back.
+    pub(super) fn has_ended(&self) -> bool {
+        let node_lost = self
+            .over
+            .as_ref()
+            .is_some_and(|over| over.outcome == stackd_core::runtime::Outcome::NodeLost);
+        let pod_over = self.pod.as_ref().is_none_or(|pod| pod.view.phase.is_over()) || node_lost;
+        pod_over && self.service.is_none()
+    }
+}

@@ -1,0 +1,377 @@
+//! A pod as little of it as is needed, and what it means for its stack.
+
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod};
+use stackd_core::Timestamp;
+use stackd_core::quantity::Quantity;
+use stackd_core::runtime::Outcome;
+use stackd_core::stack::{Condition, reason};
+
+use super::names;
+
+/// What is kept of a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct PodView {
+    pub(super) uid: Box<str>,
+    pub(super) generation: u64,
+    pub(super) node: Option<Box<str>>,
+    pub(super) phase: PodPhase,
+    /// Somebody has asked for its deletion.
+    pub(super) deleting: bool,
+    /// Why the scheduler finds no node for it.
+    unschedulable: Option<Box<str>>,
+    /// Its containers run and their readiness probes hold.
+    pub(super) ready: bool,
+    /// Why the cluster itself ends it.
+    pub(super) disruption: Option<Box<str>>,
+    /// The reason and message of the pod as a whole.
+    word: Option<Box<(String, String)>>,
+    pub(super) containers: Box<[ContainerView]>,
+    /// Whether a readiness probe decides.
+    pub(super) probed: bool,
+    /// The seconds that its containers have to end.
+    pub(super) grace: u64,
+}
+
+/// What is kept of a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ContainerView {
+    pub(super) name: Box<str>,
+    pub(super) init: bool,
+    pub(super) state: State,
+    restarts: u32,
+    memory_mib: u32,
+}
+
+/// How a container is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum State {
+    Waiting(Option<Box<(String, String)>>),
+    Running,
+    Ended(Box<Ended>),
+}
+
+/// How a container ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Ended {
+    code: i32,
+    reason: String,
+    message: String,
+    at: Option<Timestamp>,
+}
+
+/// The phase of a pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PodPhase {
+    Pending,
+    Running,
+    Succeeded,
+    Failed,
+}
+
+/// What a pod says of its stack.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Judgement {
+    Starting(Option<Condition>),
+    Running { ready: bool, condition: Option<Condition> },
+    Over(Over),
+}
+
+/// A stack has ended, and stays so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Over {
+    pub(super) outcome: Outcome,
+    pub(super) exit_code: Option<i32>,
+    pub(super) condition: Condition,
+    pub(super) at: Timestamp,
+}
+
+impl Over {
+    /// The stack has failed for a reason that no container has told.
+    pub(super) fn failed(reason: &str, message: impl Into<String>) -> Self {
+        Self {
+            outcome: Outcome::Failed,
+            exit_code: None,
+            condition: Condition::new(reason, message),
+            at: Timestamp::now(),
+        }
+    }
+
+    /// The machine of the stack is gone.
+    pub(super) fn node_lost(node: &str) -> Self {
+        let message = format!("the node {node} is gone");
+        Self { outcome: Outcome::NodeLost, ..Self::failed("NodeLost", message) }
+    }
+}
+
+impl PodPhase {
+    /// Nothing of it runs any more, or ever will.
+    pub(super) fn is_over(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed)
+    }
+}
+
+fn pair(reason: Option<&String>, message: Option<&String>) -> Option<Box<(String, String)>> {
+    let reason = reason.filter(|reason| !reason.is_empty())?;
+    Some(Box::new((reason.clone(), message.cloned().unwrap_or_default())))
+}
+
+impl PodView {
+    /// Takes what matters from a pod.
+    pub(super) fn of(pod: &Pod) -> Self {
+        let spec = pod.spec.as_ref();
+        let status = pod.status.as_ref();
+        let condition = |name: &str| {
+            status?.conditions.iter().flatten().find(|condition| condition.type_ == name)
+        };
+        let unschedulable = condition("PodScheduled")
+            .filter(|c| c.status == "False" && c.reason.as_deref() == Some("Unschedulable"));
+        let disruption = condition("DisruptionTarget").filter(|c| c.status == "True");
+        let statuses = |list: Option<&Vec<ContainerStatus>>, name: &str| {
+            list.into_iter().flatten().find(|status| status.name == name).cloned()
+        };
+        let main = status.and_then(|status| status.container_statuses.as_ref());
+        let init = status.and_then(|status| status.init_container_statuses.as_ref());
+        let mut containers = Vec::new();
+        for container in spec.iter().flat_map(|spec| spec.init_containers.iter().flatten()) {
+            containers.push(view(container, true, statuses(init, &container.name)));
+        }
+        for container in spec.iter().flat_map(|spec| &spec.containers) {
+            containers.push(view(container, false, statuses(main, &container.name)));
+        }
+        let phase = match status.and_then(|status| status.phase.as_deref()) {
+            Some("Running") => PodPhase::Running,
+            Some("Succeeded") => PodPhase::Succeeded,
+            Some("Failed") => PodPhase::Failed,
+            _ => PodPhase::Pending,
+        };
+        let grace = spec.and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(30);
+        Self {
+            uid: pod.metadata.uid.clone().unwrap_or_default().into(),
+            generation: names::number(&pod.metadata, names::GENERATION).unwrap_or(0),
+            node: spec.and_then(|spec| spec.node_name.clone()).map(Into::into),
+            phase,
+            deleting: pod.metadata.deletion_timestamp.is_some(),
+            unschedulable: unschedulable.and_then(|c| c.message.clone()).map(Into::into),
+            ready: condition("Ready").is_some_and(|c| c.status == "True"),
+            disruption: disruption.and_then(|c| c.reason.clone()).map(Into::into),
+            word: status.and_then(|s| pair(s.reason.as_ref(), s.message.as_ref())),
+            containers: containers.into(),
+            probed: spec.iter().any(|s| s.containers.iter().any(|c| c.readiness_probe.is_some())),
+            grace: u64::try_from(grace).unwrap_or(0),
+        }
+    }
+
+    /// How often its containers were started again.
+    pub(super) fn restarts(&self) -> u32 {
+        self.containers.iter().map(|container| container.restarts).sum()
+    }
+
+    /// What it says of its stack.
+    pub(super) fn judge(&self) -> Judgement {
+        if let Some(over) = self.over() {
+            return Judgement::Over(over);
+        }
+        if let Some(text) = &self.unschedulable {
+            return Judgement::Starting(Some(Condition::new(reason::UNSCHEDULABLE, &**text)));
+        }
+        let mains = || self.containers.iter().filter(|container| !container.init);
+        if self.phase == PodPhase::Running && mains().all(|c| !matches!(c.state, State::Waiting(_)))
+        {
+            let condition = (!self.ready).then(|| {
+                let text = "the containers run and are not ready for traffic";
+                Condition::new(reason::NOT_READY, text)
+            });
+            return Judgement::Running { ready: self.ready, condition };
+        }
+        Judgement::Starting(self.waits_for())
+    }
+
+    /// What a pod that is not running yet waits for.
+    fn waits_for(&self) -> Option<Condition> {
+        let waiting = self.containers.iter().filter_map(|container| match &container.state {
+            State::Waiting(Some(word)) => Some((container, word)),
+            _ => None,
+        });
+        let (mut first, mut of_image) = (None, None);
+        for (container, word) in waiting {
+            let (why, message) = (word.0.as_str(), &word.1);
+            let condition = match why {
+                "ErrImagePull" | "ImagePullBackOff" => {
+                    of_image.get_or_insert(Condition::new(reason::IMAGE_PULL, message));
+                    continue;
+                }
+                "ContainerCreating" => {
+                    Condition::new(reason::CONTAINER_CREATING, "the containers are being made")
+                }
+                "PodInitializing" => {
+                    Condition::new(reason::INITIALIZING, "the init containers run")
+                }
+                _ if message.is_empty() => {
+                    Condition::new(why, format!("container {} waits", container.name))
+                }
+                _ => Condition::new(why, message),
+            };
+            first.get_or_insert(condition);
+        }
+        let initializing = self.containers.iter().any(|c| c.init && c.state == State::Running);
+        let init = || Condition::new(reason::INITIALIZING, "the init containers run");
+        let making = || Condition::new(reason::CONTAINER_CREATING, "the containers are being made");
+        of_image.or_else(|| initializing.then(init)).or(first).or_else(|| Some(making()))
+    }
+
+    /// How it ended, if it has, or if it cannot come to anything any more.
+    fn over(&self) -> Option<Over> {
+        let failed_container = self.first_failure();
+        if let (PodPhase::Failed, Some(word)) = (self.phase, &self.word)
+            && word.0 != "DeadlineExceeded"
+        {
+            let code = failed_container.map(|(_, ended)| ended.code);
+            let why = if is_full_disk(word) { reason::DISK_FULL } else { &word.0 };
+            return Some(Over { exit_code: code, ..Over::failed(why, &word.1) });
+        }
+        if let Some((container, ended)) = failed_container {
+            return Some(Over {
+                outcome: Outcome::Failed,
+                exit_code: Some(ended.code),
+                condition: ended.condition(container),
+                at: ended.at.unwrap_or_else(Timestamp::now),
+            });
+        }
+        if self.restarts() > 0 {
+            let text = "the node was restarted, and with it the containers";
+            return Some(Over::failed(reason::NODE_REBOOTED, text));
+        }
+        match self.phase {
+            PodPhase::Succeeded => Some(Over {
+                outcome: Outcome::Completed,
+                exit_code: Some(0),
+                condition: Condition::new(reason::COMPLETED, "every container ended with code 0"),
+                at: self.last_end().unwrap_or_else(Timestamp::now),
+            }),
+            PodPhase::Failed => Some(match &self.word {
+                Some(word) => Over::failed(&word.0, &word.1),
+                None => Over::failed(reason::ERROR, "the pod has failed"),
+            }),
+            PodPhase::Pending | PodPhase::Running => self.hopeless(),
+        }
+    }
+
+    /// What the kubelet would try for ever, and no trying mends.
+    fn hopeless(&self) -> Option<Over> {
+        self.containers.iter().find_map(|container| {
+            let State::Waiting(Some(word)) = &container.state else { return None };
+            let (why, message) = (word.0.as_str(), word.1.as_str());
+            let reason = match why {
+                "InvalidImageName" => reason::IMAGE_PULL,
+                "ErrImageNeverPull" => reason::IMAGE_NEVER_PULL,
+                "ErrImagePull" | "ImagePullBackOff" if is_final(message) => reason::IMAGE_PULL,
+                "CreateContainerConfigError" => reason::START_ERROR,
+                _ => return None,
+            };
+            Some(Over::failed(reason, message))
+        })
+    }
+
+    /// The first container that ended with another code than 0.
+    fn first_failure(&self) -> Option<(&ContainerView, &Ended)> {
+        let failures = self.containers.iter().filter_map(|container| match &container.state {
+            State::Ended(ended) if ended.code != 0 => Some((container, &**ended)),
+            _ => None,
+        });
+        failures.min_by_key(|(_, ended)| ended.at)
+    }
+
+    fn last_end(&self) -> Option<Timestamp> {
+        let ends = self.containers.iter().filter_map(|container| match &container.state {
+            State::Ended(ended) => ended.at,
+            _ => None,
+        });
+        ends.max()
+    }
+}
+
+/// Whether a kubelet has evicted a pod for its own disk, and not for its node's: in those words alone
+/// the two differ.
+fn is_full_disk(word: &(String, String)) -> bool {
+    const LIMITS: [&str; 3] = [
+        "ephemeral local storage usage exceeds",
+        "local ephemeral storage limit",
+        "Usage of EmptyDir",
+    ];
+    word.0 == reason::EVICTED && LIMITS.iter().any(|limit| word.1.contains(limit))
+}
+
+/// Whether a registry has said that it has no such image, or none for us: trying again does not
+/// help, while a registry that is away may come back.
+fn is_final(message: &str) -> bool {
+    const SAID: [&str; 7] = [
+        "not found",
+        "manifest unknown",
+        "insufficient_scope",
+        "access denied",
+        "unauthorized",
+        "403 Forbidden",
+        "no match for platform",
+    ];
+    SAID.iter().any(|said| message.contains(said))
+}
+
+impl Ended {
+    fn condition(&self, container: &ContainerView) -> Condition {
+        let (code, message) = (self.code, self.message.as_str());
+        let kind = if container.init { "init container" } else { "container" };
+        let name = &container.name;
+        match self.reason.as_str() {
+            "OOMKilled" => {
+                let mib = container.memory_mib;
+                let text = format!("{kind} {name:?} was killed at its memory limit of {mib} MiB");
+                Condition::new(reason::OOM_KILLED, text)
+            }
+            "StartError" | "ContainerCannotRun" => Condition::new(reason::START_ERROR, message),
+            // A kubelet has no other word for a signal.
+            _ if (129..=192).contains(&code) => {
+                let text = format!("{kind} {name:?} was ended by signal {}", code - 128);
+                Condition::new(reason::ERROR, text)
+            }
+            _ => Condition::new(reason::ERROR, format!("{kind} {name:?} ended with code {code}")),
+        }
+    }
+}
+
+fn view(container: &Container, init: bool, status: Option<ContainerStatus>) -> ContainerView {
+    let limits = container.resources.as_ref().and_then(|resources| resources.limits.as_ref());
+    let memory = limits.and_then(|limits| limits.get("memory")?.0.parse::<Quantity>().ok());
+    let memory_mib = memory.map_or(0, |memory| memory.units() >> 20);
+    let restarts = status.as_ref().map_or(0, |status| status.restart_count.unsigned_abs());
+    let state = match status.and_then(|status| status.state) {
+        Some(state) => match (state.terminated, state.running) {
+            (Some(ended), _) => State::Ended(Box::new(Ended {
+                code: ended.exit_code,
+                reason: ended.reason.unwrap_or_default(),
+                message: ended.message.unwrap_or_default(),
+                at: ended.finished_at.map(|at| at.0),
+            })),
+            (None, Some(_)) => State::Running,
+            (None, None) => State::Waiting(
+                state.waiting.and_then(|w| pair(w.reason.as_ref(), w.message.as_ref())),
+            ),
+        },
+        None => State::Waiting(None),
+    };
+    let (name, memory_mib) =
+        (container.name.as_str().into(), memory_mib.try_into().unwrap_or(u32::MAX));
+    ContainerView { name, init, state, restarts, memory_mib }
+}
+
+/// What is kept of a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct NodeView {
+    pub(super) ready: bool,
+    pub(super) public_ip: Option<Box<str>>,
+    /// The address that this server dials.
+    pub(super) dial: Option<IpAddr>,
+    /// Whether its default handler makes user namespaces.
+    pub(super) user_namespaces: bool,
+}

@@ -1,0 +1,130 @@
+//! From a stack's description and its images to what a shim is told.
+
+use std::path::Path;
+
+use stackd_core::RuntimeError;
+use stackd_core::runtime::{EnsureRequest, ErrorKind};
+use stackd_core::spec::{Container, Probe, ProbeAction, VolumeMedium};
+use stackd_core::stack::reason;
+use stackd_shim::protocol::{ContainerPlan, Disk, VolumePlan};
+
+use super::config::DiskKind;
+use super::disks::Templates;
+use super::images::{ImageLease, ImageStore, no_progress};
+use super::process;
+
+/// What a stack is made of, and what must be held while it runs.
+pub(super) struct Plan {
+    pub(super) containers: Vec<ContainerPlan>,
+    pub(super) volumes: Vec<VolumePlan>,
+    pub(super) disk: Disk,
+    pub(super) hostname: String,
+    pub(super) images: Vec<String>,
+    pub(super) leases: Vec<ImageLease>,
+}
+
+/// Works out a stack's plan. Images are pulled only if they have gone since they were prepared.
+pub(super) async fn plan(
+    request: &EnsureRequest,
+    images: &ImageStore,
+    templates: &Templates,
+    kind: DiskKind,
+    data_dir: &Path,
+) -> Result<Plan, RuntimeError> {
+    let spec = &request.spec;
+    let hostname = spec.hostname.clone().unwrap_or_else(|| request.id.to_string());
+    let mut containers = Vec::new();
+    let mut leases = Vec::new();
+    let mut digests: Vec<String> = Vec::new();
+    for (number, container) in spec.all_containers().enumerate() {
+        check_probes(container)?;
+        let image = match images.lease(&container.image) {
+            Ok(image) => image,
+            Err(_) => {
+                let policy = container.image_pull_policy;
+                images.ensure(&container.image, policy, &no_progress).await?
+            }
+        };
+        let process = process::resolve(image.config(), container, image.users(), &hostname)?;
+        let layers = image.layer_paths().iter().map(|layer| {
+            let below = layer.strip_prefix(data_dir).map(Path::to_path_buf);
+            below.map_err(|_| {
+                failed(format!("the layer {} is not below the data directory", layer.display()))
+            })
+        });
+        containers.push(ContainerPlan {
+            name: container.name.clone(),
+            init: number < spec.init_containers.len(),
+            layers: layers.collect::<Result<_, _>>()?,
+            args: process.args,
+            env: process.env,
+            cwd: process.cwd,
+            uid: process.uid,
+            gid: process.gid,
+            groups: process.groups,
+            stop_signal: process.stop_signal,
+            cpu_milli: container.resources.cpu_milli,
+            memory_bytes: container.resources.memory_bytes,
+            mounts: container.volume_mounts.clone(),
+            readiness: container.readiness_probe.clone(),
+            liveness: container.liveness_probe.clone(),
+            startup: container.startup_probe.clone(),
+            stdin: container.stdin,
+            tty: container.tty,
+        });
+        let digest = image.digest().to_string();
+        if !digests.contains(&digest) {
+            digests.push(digest);
+            leases.push(image);
+        }
+    }
+    let mut volumes = Vec::new();
+    for volume in &spec.volumes {
+        let template = match (volume.medium, volume.size_limit_bytes) {
+            (VolumeMedium::Disk, Some(bytes)) => Some(templates.of(bytes).await?),
+            _ => None,
+        };
+        volumes.push(VolumePlan { volume: volume.clone(), template });
+    }
+    let disk = disk_of(kind, request.disk_bytes, templates).await?;
+    Ok(Plan { containers, volumes, disk, hostname, images: digests, leases })
+}
+
+/// A disk of this size.
+pub(super) async fn disk_of(
+    kind: DiskKind,
+    bytes: u64,
+    templates: &Templates,
+) -> Result<Disk, RuntimeError> {
+    Ok(match kind {
+        DiskKind::Loop => Disk::Loop { template: templates.of(bytes).await? },
+        DiskKind::Memory => Disk::Memory { bytes },
+    })
+}
+
+/// A shim has no TLS: it is small, and what it speaks with is hostile.
+fn check_probes(container: &Container) -> Result<(), RuntimeError> {
+    let probes = [&container.readiness_probe, &container.liveness_probe, &container.startup_probe];
+    let https = |probe: &&Option<Probe>| {
+        let action = probe.as_ref().map(|probe| &probe.action);
+        matches!(action, Some(ProbeAction::HttpGet { https: Some(true), .. }))
+    };
+    if probes.iter().any(https) {
+        let name = &container.name;
+        let text = format!(
+            "container {name:?}: an httpGet probe with scheme HTTPS is not supported by this \
+             runtime; use a tcpSocket probe on the same port"
+        );
+        return Err(RuntimeError::open(ErrorKind::Rejected, reason::START_ERROR, text));
+    }
+    Ok(())
+}
+
+/// A failure of this machine, told to the operator.
+pub(super) fn failed(operator: impl Into<String>) -> RuntimeError {
+    let condition = stackd_core::stack::Condition::new(
+        reason::START_ERROR,
+        "the machine could not start the containers",
+    );
+    RuntimeError::new(ErrorKind::Failed, condition, operator)
+}

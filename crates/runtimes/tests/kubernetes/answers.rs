@@ -1,0 +1,219 @@
+//! An API server that answers what one would rather not hear. Before it stands a front of the test's
+//! own that passes all on, but for what the test refuses.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::extract::{Request, State};
+use axum::http::{Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use futures_util::StreamExt;
+use kube::Client;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use stackd_core::runtime::{ErrorKind, Outcome, Runtime};
+use stackd_core::stack::reason;
+use stackd_runtimes::kubernetes::{KubernetesConfig, KubernetesRuntime};
+use stackd_testkit::{build, within};
+use tokio::sync::watch;
+
+use crate::support::{Bed, IMAGE, Stack, is_ready};
+
+/// What the front answers by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refuse {
+    Nothing,
+    /// A watch goes on from a version that is no longer known: of pods as the status of the
+    /// answer, of other kinds as an event inside of it. Watches that are open end.
+    Watches,
+    /// Too many requests: every other call that changes something is to come again later.
+    Changes,
+}
+
+/// The front. It ends with the executor that it was made on.
+struct Front {
+    address: std::net::SocketAddr,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    client: Client,
+    refuse: watch::Sender<Refuse>,
+    refused: AtomicUsize,
+    asked: AtomicUsize,
+}
+
+impl Front {
+    async fn of(bed: &Bed) -> Self {
+        let file = Kubeconfig::read_from(bed.cluster.kubeconfig()).expect("a kubeconfig");
+        let options = KubeConfigOptions::default();
+        let config = kube::Config::from_custom_kubeconfig(file, &options).await;
+        let client = Client::try_from(config.expect("settings")).expect("a client");
+        let shared = Arc::new(Shared {
+            client,
+            refuse: watch::Sender::new(Refuse::Nothing),
+            refused: AtomicUsize::new(0),
+            asked: AtomicUsize::new(0),
+        });
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("its address");
+        let app = Router::new().fallback(answer).with_state(Arc::clone(&shared));
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        Self { address, shared }
+    }
+
+    /// A kubeconfig that leads to the front, in this directory.
+    fn kubeconfig(&self, directory: &tempfile::TempDir) -> PathBuf {
+        let path = directory.path().join("kubeconfig");
+        let text = format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: front\nclusters:\n- name: front\n  \
+             cluster: {{server: 'http://{}'}}\nusers:\n- name: nobody\n  user: {{}}\ncontexts:\n\
+             - name: front\n  context: {{cluster: front, user: nobody}}\n",
+            self.address
+        );
+        std::fs::write(&path, text).expect("a file");
+        path
+    }
+
+    fn refuse(&self, what: Refuse) {
+        self.shared.refuse.send_replace(what);
+    }
+
+    fn refused(&self) -> usize {
+        self.shared.refused.load(Ordering::Relaxed)
+    }
+}
+
+/// What an API server says of a failure.
+fn status(code: u16, reason: &str) -> String {
+    format!(
+        "{{\"kind\": \"Status\", \"apiVersion\": \"v1\", \"metadata\": {{}}, \"status\": \"Failure\", \
+         \"message\": \"a test refuses this\", \"reason\": \"{reason}\", \"code\": {code}}}"
+    )
+}
+
+fn json(code: u16, body: String) -> Response {
+    let code = StatusCode::from_u16(code).expect("a status");
+    (code, [(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+fn is_watch(request: &Request) -> bool {
+    request.uri().query().is_some_and(|query| query.contains("watch=true"))
+}
+
+impl Shared {
+    /// The answer to what is refused.
+    fn refusal(&self, request: &Request) -> Option<Response> {
+        match *self.refuse.borrow() {
+            Refuse::Watches if is_watch(request) => {
+                let body = status(410, "Expired");
+                self.refused.fetch_add(1, Ordering::Relaxed);
+                Some(if request.uri().path().ends_with("/pods") {
+                    json(410, body)
+                } else {
+                    json(200, format!("{{\"type\": \"ERROR\", \"object\": {body}}}\n"))
+                })
+            }
+            Refuse::Changes if request.method() != Method::GET => {
+                if self.asked.fetch_add(1, Ordering::Relaxed) % 2 == 1 {
+                    return None;
+                }
+                self.refused.fetch_add(1, Ordering::Relaxed);
+                let mut answer = json(429, status(429, "TooManyRequests"));
+                let later = axum::http::HeaderValue::from_static("1");
+                answer.headers_mut().insert(header::RETRY_AFTER, later);
+                Some(answer)
+            }
+            _ => None,
+        }
+    }
+}
+
+async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    if let Some(refusal) = shared.refusal(&request) {
+        return refusal;
+    }
+    let is_watch = is_watch(&request);
+    let (mut head, body) = request.into_parts();
+    let body = to_bytes(body, usize::MAX).await.expect("a body");
+    for name in [header::HOST, header::CONTENT_LENGTH, header::CONNECTION] {
+        head.headers.remove(name);
+    }
+    let request = axum::http::Request::from_parts(head, kube::client::Body::from(body.to_vec()));
+    let Ok(answer) = shared.client.send(request).await else {
+        return StatusCode::BAD_GATEWAY.into_response();
+    };
+    let (head, body) = answer.into_parts();
+    let body = Body::new(body);
+    if !is_watch {
+        return Response::from_parts(head, body);
+    }
+    let mut refuse = shared.refuse.subscribe();
+    let cut = async move {
+        // The front may end before anything is refused.
+        if refuse.wait_for(|refuse| *refuse == Refuse::Watches).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    let parts = body.into_data_stream().take_until(Box::pin(cut));
+    Response::from_parts(head, Body::from_stream(parts))
+}
+
+async fn runtime(bed: &Bed, front: &Front, directory: &tempfile::TempDir) -> KubernetesRuntime {
+    let kubeconfig = Some(front.kubeconfig(directory));
+    let config = KubernetesConfig { kubeconfig, ..bed.config() };
+    KubernetesRuntime::open(config).await.expect("a runtime")
+}
+
+/// What happened while no watch could be had is learned from a new listing.
+pub(crate) async fn too_old_to_watch(bed: Bed) {
+    let front = Front::of(&bed).await;
+    let directory = tempfile::tempdir().expect("a directory");
+    let runtime = runtime(&bed, &front, &directory).await;
+    let mut taken = Stack::running(&runtime).await;
+    let mut left = Stack::running(&runtime).await;
+    front.refuse(Refuse::Watches);
+    bed.kubectl(&["delete", "pod", &taken.id().to_string(), "--wait=false", "--grace-period=1"]);
+    within("watches are refused in both ways", async {
+        while front.refused() < 8 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(taken.ended().await, (Outcome::Failed, reason::LOST.to_owned()));
+    front.refuse(Refuse::Nothing);
+    left.until(is_ready).await;
+    let mut next = Stack::running(&runtime).await;
+    next.until(is_ready).await;
+    for stack in [&taken, &left, &next] {
+        stack.remove(&runtime).await;
+    }
+}
+
+/// What is refused for the moment is asked for again, by the engine or by the runtime itself.
+pub(crate) async fn too_many_requests(bed: Bed) {
+    let front = Front::of(&bed).await;
+    let directory = tempfile::tempdir().expect("a directory");
+    let runtime = runtime(&bed, &front, &directory).await;
+    let mut ends = Stack::new(&runtime, build::spec(IMAGE).args(&["exit", "3"]).build());
+    front.refuse(Refuse::Changes);
+    let mut tries = 0;
+    while let Err(error) = ends.begin(&runtime).await {
+        assert_eq!(error.kind, ErrorKind::Retry, "{error:?}");
+        tries += 1;
+        assert!(tries < 20, "{error:?}");
+    }
+    assert!(front.refused() > 0);
+    // Its service goes by itself.
+    assert_eq!(ends.ended().await, (Outcome::Failed, reason::ERROR.to_owned()));
+    let mut tries = 0;
+    while let Err(error) = runtime.remove(ends.id(), std::time::Duration::ZERO).await {
+        assert_eq!(error.kind, ErrorKind::Retry, "{error:?}");
+        tries += 1;
+        assert!(tries < 20, "{error:?}");
+    }
+    let objects = bed.kubectl(&["get", "services,pods,networkpolicies", "--output=name"]);
+    assert_eq!(objects.trim(), "");
+}

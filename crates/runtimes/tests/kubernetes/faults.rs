@@ -1,0 +1,108 @@
+//! Real faults, in a cluster of the test's own.
+
+use std::time::Duration;
+
+use stackd_core::runtime::{Outcome, Runtime, RuntimeState};
+use stackd_core::stack::reason;
+use stackd_runtimes::kubernetes::{KubernetesConfig, KubernetesRuntime};
+use stackd_testkit::kubernetes::{Cluster, Options};
+use stackd_testkit::{build, sample};
+
+use crate::support::{IMAGE, Stack, is_ready};
+
+/// Stacks on both nodes: their names, by number.
+async fn on_both_nodes(runtime: &KubernetesRuntime) -> [Stack; 2] {
+    let (mut one, mut two) = (None, None);
+    while one.is_none() || two.is_none() {
+        let mut stack = Stack::running(runtime).await;
+        let seen = stack.until(is_ready).await;
+        let place = match seen.placement.expect("a node").node.as_str() {
+            "node1" => &mut one,
+            _ => &mut two,
+        };
+        match place {
+            None => *place = Some(stack),
+            Some(_) => stack.remove(runtime).await,
+        }
+    }
+    [one, two].map(|stack| stack.expect("one on each"))
+}
+
+pub(crate) async fn control_plane_and_nodes() {
+    let options = Options { node_grace: Duration::from_secs(10), ..Options::default() };
+    let Some(cluster) = Cluster::start(options) else { return };
+    cluster.load(&sample::docker_archive(&[IMAGE]));
+    cluster.kubectl(&["create", "namespace", "stacks"]);
+    let config = KubernetesConfig {
+        kubeconfig: Some(cluster.kubeconfig()),
+        node_lost_after: Duration::from_secs(1),
+        api_timeout: Duration::from_secs(3),
+        default_disk_bytes: 64 << 20,
+        ..KubernetesConfig::default()
+    };
+    let runtime = KubernetesRuntime::open(config).await.expect("a runtime");
+    let [mut first, mut second] = on_both_nodes(&runtime).await;
+
+    // The API server is killed: nothing ends, a start is tried again, and all goes on when it is back.
+    cluster.signal("kube-apiserver", "KILL");
+    let mut late = Stack::new(&runtime, build::spec(IMAGE).build());
+    let error = late.begin(&runtime).await.expect_err("nobody answers");
+    assert_eq!(error.kind, stackd_core::runtime::ErrorKind::Retry, "{error:?}");
+    let error = runtime.remove(first.id(), Duration::ZERO).await.expect_err("nobody answers");
+    assert_eq!(error.kind, stackd_core::runtime::ErrorKind::Retry, "{error:?}");
+    cluster.start_again("kube-apiserver");
+    while late.begin(&runtime).await.is_err() {}
+    late.until(is_ready).await;
+    late.remove(&runtime).await;
+    first.remove(&runtime).await;
+    [first, second] = {
+        second.remove(&runtime).await;
+        on_both_nodes(&runtime).await
+    };
+
+    // It stops answering for a while, without closing anything.
+    cluster.signal("kube-apiserver", "STOP");
+    let stuck = Stack::new(&runtime, build::spec(IMAGE).build());
+    let error = stuck.begin(&runtime).await.expect_err("nobody answers");
+    assert_eq!(error.kind, stackd_core::runtime::ErrorKind::Retry, "{error:?}");
+    cluster.signal("kube-apiserver", "CONT");
+    stuck.remove(&runtime).await;
+
+    // A container killed behind our back is told as any other end.
+    let name = first.id().to_string();
+    let kill = "kill -9 $(pgrep -f '^/sample serve' | head -1)";
+    cluster.on_node(1, &["sh", "-c", kill]);
+    assert_eq!(first.ended().await, (Outcome::Failed, reason::ERROR.to_owned()), "{name}");
+    first.remove(&runtime).await;
+    let [mut first, spare] = on_both_nodes(&runtime).await;
+    spare.remove(&runtime).await;
+
+    // A kubelet that dies: the stack is not ready, then its node counts as lost.
+    cluster.kill_kubelet(1);
+    first
+        .until(|state| {
+            matches!(state, RuntimeState::Running { ready: false, condition: Some(condition) }
+                if condition.reason == "NodeNotReady")
+                || matches!(state, RuntimeState::Ended { .. })
+        })
+        .await;
+    assert_eq!(first.ended().await.0, Outcome::NodeLost);
+    // Nobody there confirms the end of the pod, so that it is taken from the API.
+    first.remove(&runtime).await;
+    cluster.start_kubelet(1);
+
+    // A node that goes for good.
+    cluster.crash_node(2);
+    cluster.kubectl(&["delete", "node", "node2", "--wait=false"]);
+    assert_eq!(second.ended().await.0, Outcome::NodeLost);
+    second.remove(&runtime).await;
+    let left = cluster.kubectl(&[
+        "--namespace=stacks",
+        "get",
+        "services,pods,networkpolicies",
+        "--output=name",
+    ]);
+    assert_eq!(left.trim(), "");
+    drop(runtime);
+    assert_eq!(cluster.stop(), Vec::<String>::new());
+}

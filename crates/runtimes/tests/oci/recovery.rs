@@ -1,0 +1,136 @@
+//! What is found again after an end that nobody asked for, and what is older than that.
+
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use stackd_core::port::Protocol;
+use stackd_core::runtime::{ErrorKind, Observation, Outcome, Runtime, RuntimeState};
+use stackd_core::stack::reason;
+
+use crate::Body;
+use crate::support::*;
+
+pub(crate) fn all(add: &mut dyn FnMut(&str, Body)) {
+    add("stacks_are_found_again", |bed| Box::pin(adopted(bed)));
+    add("when_a_shim_dies_its_containers_die", |bed| Box::pin(shim_killed(bed)));
+    add("a_reboot_ends_what_ran_and_leaves_nothing", |bed| Box::pin(rebooted(bed)));
+    add("older_generations_and_epochs_are_refused", |bed| Box::pin(outdated(bed)));
+}
+
+fn shim_pid(bed: &Bed, id: stackd_core::StackId) -> i32 {
+    let directory = bed.path().join("stacks").join(id.to_string());
+    let state = stackd_shim::read_state(&directory).expect("a state");
+    state.shim.pid.try_into().expect("a process id")
+}
+
+async fn adopted(bed: Bed) {
+    let runtime = bed.open().await;
+    let (here, dead, ended) = (
+        request(spec(vec![web()], &[(8080, Protocol::Tcp)])),
+        request(spec(vec![web()], &[(8080, Protocol::Tcp)])),
+        request(spec(vec![script("main", "exit 4")], &[(80, Protocol::Tcp)])),
+    );
+    run(&runtime, &here).await;
+    run(&runtime, &dead).await;
+    runtime.claim_ports(ended.id, &ended.ports).expect("ports");
+    runtime.ensure(ended.clone()).await.expect("a start");
+    until_ended(&runtime, ended.id).await;
+    drop(runtime);
+    let port = here.ports[0].node_port;
+    assert!(get(port, "/").expect("it goes on").ends_with("hello\n"));
+    // SAFETY: numbers only; the process is this test's shim.
+    assert_eq!(unsafe { libc::kill(shim_pid(&bed, dead.id), libc::SIGKILL) }, 0);
+    // What a start that was broken off has left.
+    let broken = request(spec(vec![web()], &[(8080, Protocol::Tcp)]));
+    let half = bed.path().join("stacks").join(broken.id.to_string());
+    std::fs::create_dir_all(half.join("logs")).expect("a directory");
+    let deadline = Instant::now() + PATIENCE;
+    while get(dead.ports[0].node_port, "/").is_ok() {
+        assert!(Instant::now() < deadline, "a dead stack answers");
+    }
+
+    let runtime = bed.open().await;
+    let mut seen = Vec::new();
+    let mut changes = runtime.observe();
+    while let Some(Observation::Stack(stack)) = changes.next().await {
+        seen.push((stack.id, stack.state));
+    }
+    assert_eq!(seen.len(), 3, "{seen:?}");
+    for (id, state) in seen {
+        match state {
+            RuntimeState::Running { ready: true, .. } => assert_eq!(id, here.id),
+            RuntimeState::Ended { condition, .. } if condition.reason == reason::LOST => {
+                assert_eq!(id, dead.id);
+            }
+            RuntimeState::Ended { exit_code, .. } => {
+                assert_eq!((id, exit_code), (ended.id, Some(4)));
+            }
+            other => panic!("{id}: {other:?}"),
+        }
+    }
+    assert!(!half.exists(), "what was never started is gone");
+    assert!(get(port, "/").expect("an answer").ends_with("hello\n"));
+    assert_eq!(exec(&runtime, here.id, &["true"]).await.1, 0);
+    runtime.ensure(here.clone()).await.expect("it is there already");
+    for id in [here.id, dead.id, ended.id] {
+        runtime.remove(id, Duration::ZERO).await.expect("a removal");
+    }
+    assert!(get(port, "/").is_err());
+}
+
+async fn shim_killed(bed: Bed) {
+    let runtime = bed.open().await;
+    let request = request(spec(vec![web()], &[(8080, Protocol::Tcp)]));
+    run(&runtime, &request).await;
+    let pid = shim_pid(&bed, request.id);
+    // SAFETY: numbers only; the process is this test's shim.
+    assert_eq!(unsafe { libc::kill(pid, libc::SIGKILL) }, 0);
+    let state = until_ended(&runtime, request.id).await;
+    let RuntimeState::Ended { outcome, condition, .. } = state else { unreachable!() };
+    assert_eq!((outcome, condition.reason.as_str()), (Outcome::Failed, reason::LOST));
+    assert!(get(request.ports[0].node_port, "/").is_err());
+    runtime.remove(request.id, Duration::ZERO).await.expect("a removal");
+}
+
+/// After a reboot there are the files of before, of another boot, and no process of any shim.
+async fn rebooted(bed: Bed) {
+    let runtime = bed.open().await;
+    let request = request(spec(vec![web()], &[(8080, Protocol::Tcp)]));
+    run(&runtime, &request).await;
+    let id = request.id;
+    let pid = shim_pid(&bed, id);
+    drop(runtime);
+    // SAFETY: numbers only; the process is this test's shim, and its child.
+    unsafe {
+        assert_eq!(libc::kill(pid, libc::SIGKILL), 0);
+        assert_eq!(libc::waitpid(pid, std::ptr::null_mut(), 0), pid);
+    }
+    let path = bed.path().join("stacks").join(id.to_string()).join("state.json");
+    let text = std::fs::read(&path).expect("a state");
+    let mut state: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+    state["boot_id"] = "00000000-0000-4000-8000-000000000000".into();
+    std::fs::write(&path, state.to_string()).expect("written");
+
+    let runtime = bed.open().await;
+    let state = until_ended(&runtime, id).await;
+    let RuntimeState::Ended { outcome, condition, .. } = state else { unreachable!() };
+    assert_eq!((outcome, condition.reason.as_str()), (Outcome::Failed, reason::NODE_REBOOTED));
+    let other = crate::support::request(spec(vec![web()], &[(8080, Protocol::Tcp)]));
+    runtime.claim_ports(other.id, &request.ports).expect("its ports are free");
+    runtime.unclaim_ports(other.id);
+    runtime.remove(id, Duration::ZERO).await.expect("a removal");
+}
+
+async fn outdated(bed: Bed) {
+    let runtime = bed.open().await;
+    let mut request = request(spec(vec![web()], &[(8080, Protocol::Tcp)]));
+    request.generation = 2;
+    request.epoch = 5;
+    run(&runtime, &request).await;
+    for (generation, epoch) in [(1, 5), (2, 4)] {
+        let older = stackd_core::runtime::EnsureRequest { generation, epoch, ..request.clone() };
+        let error = runtime.ensure(older).await.expect_err("it is older");
+        assert_eq!(error.kind, ErrorKind::Rejected);
+    }
+    runtime.remove(request.id, Duration::ZERO).await.expect("a removal");
+}

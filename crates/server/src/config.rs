@@ -1,0 +1,164 @@
+//! What an operator may set about the API as such.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use axum::http::HeaderValue;
+use serde::{Deserialize, Serialize};
+
+use crate::player::PlayerConfig;
+
+/// The settings of the API server, read once at the start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServerConfig {
+    /// Whether callers need an API key. Can be turned off only while every listener is on a
+    /// loopback address.
+    pub auth: bool,
+    /// The `namespace` that stacks show.
+    pub namespace: String,
+    /// Origins (for example `https://ctf.example.org`) whose pages may call the API from a
+    /// browser. None unless named; `*` is not taken, since a key would be for everybody's page.
+    pub cors_origins: Vec<String>,
+    /// The most bytes that a request's body may have.
+    pub body_limit_bytes: usize,
+    /// How long a request's body may take to arrive.
+    #[serde(with = "stackd_core::duration")]
+    pub body_timeout: Duration,
+    /// How long a connection may take for its TLS handshake and for the headers of each request;
+    /// an idle connection is closed after it, too.
+    #[serde(with = "stackd_core::duration")]
+    pub header_timeout: Duration,
+    /// The most connections at once, over all listeners. Further ones wait to be accepted.
+    pub max_connections: usize,
+    /// How long requests under way may take to end when the server stops.
+    #[serde(with = "stackd_core::duration")]
+    pub shutdown_timeout: Duration,
+    /// The player dialect.
+    pub player: PlayerConfig,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            auth: true,
+            namespace: "stacks".to_owned(),
+            cors_origins: Vec::new(),
+            body_limit_bytes: 1 << 20,
+            body_timeout: Duration::from_secs(30),
+            header_timeout: Duration::from_secs(30),
+            max_connections: 4096,
+            shutdown_timeout: Duration::from_secs(10),
+            player: PlayerConfig::default(),
+        }
+    }
+}
+
+/// The settings contradict each other or the listeners.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// Authentication is off while others can reach the server.
+    #[error(
+        "authentication is off, but {0} is not a loopback address; turn authentication on or \
+         listen on 127.0.0.1 or [::1] only"
+    )]
+    AuthOff(SocketAddr),
+    /// A text is not an origin.
+    #[error(
+        "{0}: {1:?} is not an origin; write it as browsers send it, for example \
+         https://ctf.example.org"
+    )]
+    Origin(&'static str, String),
+    /// A setting of the player dialect is wrong.
+    #[error("player: {0}")]
+    Player(String),
+    /// A limit of nothing lets nobody in.
+    #[error("{0} must be greater than 0")]
+    Zero(&'static str),
+}
+
+impl ServerConfig {
+    /// Checks the settings by themselves.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let zero = [
+            ("body_limit_bytes", self.body_limit_bytes == 0),
+            ("body_timeout", self.body_timeout.is_zero()),
+            ("header_timeout", self.header_timeout.is_zero()),
+            ("max_connections", self.max_connections == 0),
+        ];
+        if let Some((name, _)) = zero.into_iter().find(|(_, zero)| *zero) {
+            return Err(ConfigError::Zero(name));
+        }
+        self.player.check()?;
+        self.cors_origins().map(drop)
+    }
+
+    /// Checks the settings against the addresses that are listened on.
+    pub fn check_listeners(&self, listeners: &[SocketAddr]) -> Result<(), ConfigError> {
+        self.check()?;
+        match listeners.iter().find(|address| !address.ip().is_loopback()) {
+            Some(open) if !self.auth => Err(ConfigError::AuthOff(*open)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The allowed origins, as headers carry them.
+    pub(crate) fn cors_origins(&self) -> Result<Vec<HeaderValue>, ConfigError> {
+        origins("cors_origins", &self.cors_origins)
+    }
+}
+
+/// Origins as headers carry them; `setting` names them in errors.
+pub(crate) fn origins(
+    setting: &'static str,
+    origins: &[String],
+) -> Result<Vec<HeaderValue>, ConfigError> {
+    let read = |origin: &String| {
+        let bad = || ConfigError::Origin(setting, origin.clone());
+        let (scheme, host) = origin.split_once("://").ok_or_else(bad)?;
+        let plain = |c: char| c.is_ascii_alphanumeric() || ".-:[]".contains(c);
+        if !matches!(scheme, "http" | "https") || host.is_empty() || !host.chars().all(plain) {
+            return Err(bad());
+        }
+        HeaderValue::from_str(origin).map_err(|_| bad())
+    };
+    origins.iter().map(read).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn authentication_can_be_off_on_loopback_only() {
+        let config = ServerConfig { auth: false, ..ServerConfig::default() };
+        let local = SocketAddr::from(([127, 0, 0, 1], 8080));
+        let open = SocketAddr::from(([0, 0, 0, 0], 8080));
+        assert_eq!(config.check_listeners(&[local]), Ok(()));
+        assert_eq!(config.check_listeners(&[local, open]), Err(ConfigError::AuthOff(open)));
+        assert_eq!(ServerConfig::default().check_listeners(&[open]), Ok(()));
+    }
+
+    #[test]
+    fn an_origin_is_what_browsers_send() {
+        for bad in ["*", "ctf.example.org", "https://", "https://a.example/", "ftp://a.example"] {
+            let config = ServerConfig { cors_origins: vec![bad.to_owned()], ..Default::default() };
+            assert_eq!(
+                config.check(),
+                Err(ConfigError::Origin("cors_origins", bad.to_owned())),
+                "{bad}"
+            );
+        }
+        let good = vec!["http://localhost:5173".to_owned()];
+        assert_eq!(ServerConfig { cors_origins: good, ..Default::default() }.check(), Ok(()));
+    }
+
+    #[test]
+    fn times_may_be_numbers_or_words_and_unknown_settings_are_errors() {
+        let read = |json| serde_json::from_str::<ServerConfig>(json);
+        let config = read(r#"{"header_timeout": 5, "body_timeout": "1m"}"#).unwrap();
+        assert_eq!(config.header_timeout, Duration::from_secs(5));
+        assert_eq!(config.body_timeout, Duration::from_secs(60));
+        assert!(read(r#"{"headers_timeout": 5}"#).is_err());
+    }
+}

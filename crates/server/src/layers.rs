@@ -1,0 +1,149 @@
+//! What happens around every request: its id, its line in the log, its count, and the last resort
+//! when nothing answers it or something breaks.
+
+use std::any::Any;
+use std::time::{Duration, Instant};
+
+use axum::Extension;
+use axum::extract::{MatchedPath, Request};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use tower_http::cors::CorsLayer;
+use tracing::Instrument;
+
+use crate::auth::KEY_HEADER;
+use crate::config::{ConfigError, ServerConfig};
+use crate::fault::Fault;
+use crate::{ServerState, challenges};
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Every answer carries the id; the log has one line a request. Of the address only the route's
+/// template is kept, never the query, since a key may stand in it.
+pub(crate) async fn observe(
+    Extension(state): Extension<ServerState>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let begun = Instant::now();
+    let id = request_id(request.headers().get(REQUEST_ID));
+    // Whoever the request is passed on to logs it under the same id.
+    request.headers_mut().insert(REQUEST_ID, id.clone());
+    let method = request.method().clone();
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let route = route.as_ref().map_or("unmatched", |route| route.as_str());
+    let shown_id = id.to_str().unwrap_or_default();
+    let span = tracing::info_span!("request", id = shown_id, method = %method, route);
+
+    let answering = async {
+        let mut response = next.run(request).await;
+        response.headers_mut().insert(REQUEST_ID, id.clone());
+        let status = response.status();
+        let took = begun.elapsed();
+        tracing::info!(
+            status = status.as_u16(),
+            latency_ms = took.as_secs_f64() * 1000.0,
+            "answered"
+        );
+        state.metrics().answered(&method, route, status, took);
+        response
+    };
+    answering.instrument(span).await
+}
+
+/// Takes the caller's id over where it can stand in a log line, else makes one.
+fn request_id(given: Option<&HeaderValue>) -> HeaderValue {
+    let sane = |id: &HeaderValue| {
+        let byte_fits = |b: &u8| b.is_ascii_alphanumeric() || b"-_.:/+=@".contains(b);
+        (1..=128).contains(&id.len()) && id.as_bytes().iter().all(byte_fits)
+    };
+    if let Some(id) = given.filter(|id| sane(id)) {
+        return id.clone();
+    }
+    let mut bits = [0u8; 16];
+    // Without randomness, an id of zeros still is an answer.
+    let _ = getrandom::fill(&mut bits);
+    HeaderValue::from_str(&hex::encode(bits)).unwrap_or_else(|_| HeaderValue::from_static("-"))
+}
+
+/// Which pages of other origins may call: those that the configuration names.
+///
+/// Where none is named there is no layer at all: it would answer every `OPTIONS`, whatever the path.
+pub(crate) fn cors(config: &ServerConfig) -> Result<Option<CorsLayer>, ConfigError> {
+    let origins = config.cors_origins()?;
+    if origins.is_empty() {
+        return Ok(None);
+    }
+    let asked = [
+        "authorization",
+        "content-type",
+        "accept",
+        "idempotency-key",
+        "if-none-match",
+        "last-event-id",
+    ];
+    let shown = [
+        "etag",
+        "link",
+        "location",
+        "idempotent-replayed",
+        "retry-after",
+        "x-ratelimit-limit",
+        "x-ratelimit-remaining",
+        "x-ratelimit-reset",
+    ];
+    let headers = asked.map(HeaderName::from_static).into_iter();
+    let layer = CorsLayer::new()
+        .allow_origin(origins)
+        .allow_methods([Method::GET, Method::POST, Method::PATCH, Method::DELETE])
+        .allow_headers(
+            headers.chain([HeaderName::from_static(KEY_HEADER), REQUEST_ID]).collect::<Vec<_>>(),
+        )
+        .expose_headers(
+            shown.map(HeaderName::from_static).into_iter().chain([REQUEST_ID]).collect::<Vec<_>>(),
+        )
+        .max_age(Duration::from_secs(3600));
+    Ok(Some(layer))
+}
+
+/// A refusal in the form of the dialect that owns the path.
+fn in_form_of(uri: &Uri, fault: Fault) -> Fault {
+    if challenges::owns(uri.path()) { fault.into_detail() } else { fault }
+}
+
+/// No route has this path.
+pub(crate) async fn not_found(uri: Uri) -> Fault {
+    in_form_of(&uri, Fault::new(StatusCode::NOT_FOUND, "not found"))
+}
+
+/// The path's route does not have this method.
+pub(crate) async fn method_not_allowed(uri: Uri) -> Fault {
+    in_form_of(&uri, Fault::new(StatusCode::METHOD_NOT_ALLOWED, "method not allowed"))
+}
+
+/// A handler broke; the caller gets an answer all the same.
+pub(crate) fn panicked(payload: Box<dyn Any + Send>) -> Response {
+    let text = payload.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| payload.downcast_ref::<&str>().copied());
+    let text = format!("panic: {}", text.unwrap_or("of an unknown kind"));
+    let mut response = Fault::internal(&text).into_response();
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sane_request_id_is_taken_over() {
+        let id = |text: &'static str| request_id(Some(&HeaderValue::from_static(text)));
+        assert_eq!(id("3f1c/a-b_c.d:e+f=@1"), "3f1c/a-b_c.d:e+f=@1");
+        for bad in ["", "two words", "quote\"", "<script>"] {
+            assert_eq!(id(bad).len(), 32, "{bad:?}");
+        }
+        assert_eq!(id(Box::leak("x".repeat(129).into_boxed_str())).len(), 32);
+        assert_ne!(request_id(None), request_id(None));
+    }
+}

@@ -1,0 +1,245 @@
+//! From a listener to the router: connections, TLS, limits of time and number, and a graceful end.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+
+use crate::config::{ConfigError, ServerConfig};
+use crate::pinned;
+
+/// The certificate and key of a server.
+#[derive(Clone)]
+pub struct Tls {
+    acceptor: TlsAcceptor,
+    fingerprint: String,
+}
+
+/// The server could not begin to serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The settings do not allow it.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A listener does not know its address.
+    #[error("a listener has no address")]
+    Listener(#[source] io::Error),
+    /// The certificate chain cannot be read.
+    #[error("the certificate {path} cannot be read; it must be a PEM file")]
+    Certificate {
+        /// The file.
+        path: String,
+        /// Why.
+        #[source]
+        source: rustls_pki_types::pem::Error,
+    },
+    /// The private key cannot be read.
+    #[error("the private key {path} cannot be read; it must be an unencrypted PEM file")]
+    PrivateKey {
+        /// The file.
+        path: String,
+        /// Why.
+        #[source]
+        source: rustls_pki_types::pem::Error,
+    },
+    /// The certificate and the key do not go together, or are of an unknown kind.
+    #[error("the certificate and the key cannot be used")]
+    Tls(#[from] rustls::Error),
+}
+
+impl Tls {
+    /// Reads a certificate chain and its private key from PEM files.
+    pub fn load(certificate: &Path, key: &Path) -> Result<Self, ServeError> {
+        let chain = CertificateDer::pem_file_iter(certificate)
+            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+            .map_err(|source| ServeError::Certificate {
+                path: certificate.display().to_string(),
+                source,
+            })?;
+        let key = PrivateKeyDer::from_pem_file(key)
+            .map_err(|source| ServeError::PrivateKey { path: key.display().to_string(), source })?;
+        let fingerprint = chain.first().map(pinned::fingerprint).unwrap_or_default();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_single_cert(chain, key)?;
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Ok(Self { acceptor: TlsAcceptor::from(Arc::new(config)), fingerprint })
+    }
+
+    /// SHA-256 of the certificate, in hexadecimal: what other replicas know it by.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+}
+
+impl std::fmt::Debug for Tls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Tls")
+    }
+}
+
+/// The connection that a request came by.
+#[derive(Debug, Clone)]
+pub(crate) struct Connection {
+    /// The address that the listener is bound to.
+    pub(crate) listener: SocketAddr,
+    /// Its place among the connections that are allowed at once. What outlives the exchange of
+    /// requests (a WebSocket) keeps a clone of this.
+    _place: Arc<OwnedSemaphorePermit>,
+}
+
+/// Serves until `stopping` is cancelled, then lets requests under way end within the configured
+/// time. The same token should be the one of the router's state, so that streams end with it.
+pub async fn serve(
+    router: Router,
+    listeners: Vec<TcpListener>,
+    tls: Option<Tls>,
+    config: &ServerConfig,
+    stopping: CancellationToken,
+) -> Result<(), ServeError> {
+    let addresses = listeners
+        .iter()
+        .map(|listener| listener.local_addr())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(ServeError::Listener)?;
+    config.check_listeners(&addresses)?;
+    if let Some(open) = addresses.iter().find(|a| tls.is_none() && !a.ip().is_loopback()) {
+        tracing::warn!(address = %open, "keys and answers cross the network unencrypted: set a TLS certificate, or put a TLS proxy in front");
+    }
+
+    let server = Server { router, tls, http: http(config), header_timeout: config.header_timeout };
+    let room = Arc::new(Semaphore::new(config.max_connections.min(Semaphore::MAX_PERMITS)));
+    let graceful = GracefulShutdown::new();
+    let mut accepting = JoinSet::new();
+    let mut connections = JoinSet::new();
+    let (accepted, mut arrivals) = mpsc::channel(1);
+    for (listener, address) in listeners.into_iter().zip(addresses) {
+        let accept = accept(listener, address, Arc::clone(&room), accepted.clone());
+        let stopping = stopping.clone();
+        accepting.spawn(async move { stopping.run_until_cancelled_owned(accept).await });
+    }
+    drop(accepted);
+    while let Some((stream, connection)) = arrivals.recv().await {
+        connections.spawn(server.clone().connection(stream, connection, graceful.watcher()));
+        while connections.try_join_next().is_some() {}
+    }
+    // Every listener is closed by now: each held one end of the channel.
+    if tokio::time::timeout(config.shutdown_timeout, graceful.shutdown()).await.is_err() {
+        tracing::warn!(left = connections.len(), "requests under way did not end in time");
+    }
+    connections.shutdown().await;
+    Ok(())
+}
+
+fn http(config: &ServerConfig) -> Builder<TokioExecutor> {
+    let mut http = Builder::new(TokioExecutor::new());
+    http.http1().timer(TokioTimer::new()).header_read_timeout(config.header_timeout);
+    http.http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(200)
+        .keep_alive_interval(Duration::from_secs(20))
+        .keep_alive_timeout(Duration::from_secs(20));
+    http
+}
+
+async fn accept(
+    listener: TcpListener,
+    address: SocketAddr,
+    room: Arc<Semaphore>,
+    accepted: mpsc::Sender<(TcpStream, Connection)>,
+) {
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            // Out of descriptors, or a peer that went away: neither goes away by hurrying.
+            Err(error) => {
+                tracing::warn!(%error, %address, "a connection was not accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let _ = stream.set_nodelay(true);
+        // The semaphore is never closed, the channel only when the server is gone.
+        let Ok(place) = Arc::clone(&room).acquire_owned().await else { return };
+        let connection = Connection { listener: address, _place: Arc::new(place) };
+        if accepted.send((stream, connection)).await.is_err() {
+            return;
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Server {
+    router: Router,
+    tls: Option<Tls>,
+    http: Builder<TokioExecutor>,
+    header_timeout: Duration,
+}
+
+impl Server {
+    async fn connection(self, stream: TcpStream, connection: Connection, watcher: Watcher) {
+        let Some(Tls { acceptor: tls, .. }) = &self.tls else {
+            return self.exchange(stream, connection, watcher).await;
+        };
+        let handshake = tokio::time::timeout(self.header_timeout, tls.accept(stream)).await;
+        match handshake {
+            Ok(Ok(stream)) => self.exchange(stream, connection, watcher).await,
+            Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+            Err(_) => tracing::debug!("a TLS handshake took too long"),
+        }
+    }
+
+    async fn exchange(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        connection: Connection,
+        watcher: Watcher,
+    ) {
+        let begun = Arc::new(AtomicBool::new(false));
+        let service = hyper::service::service_fn({
+            let (router, begun) = (self.router.clone(), Arc::clone(&begun));
+            move |mut request: hyper::Request<Incoming>| {
+                begun.store(true, Ordering::Relaxed);
+                request.extensions_mut().insert(connection.clone());
+                let answer = router.clone().oneshot(request.map(Body::new));
+                async move { Ok::<_, Infallible>(answer.await.unwrap_or_else(|e| match e {})) }
+            }
+        });
+        let exchange =
+            self.http.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
+        let mut exchange = pin!(watcher.watch(exchange));
+        // Which version of HTTP it is shows in the first bytes; waiting for those has no limit of
+        // its own.
+        let first = tokio::time::timeout(self.header_timeout, exchange.as_mut()).await;
+        let ended = match first {
+            Ok(ended) => ended,
+            Err(_) if begun.load(Ordering::Relaxed) => exchange.await,
+            Err(_) => return tracing::debug!("a connection sent no request in time"),
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%error, "a connection ended early");
+        }
+    }
+}

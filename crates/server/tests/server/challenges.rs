@@ -1,0 +1,279 @@
+//! The catalogue: every answer of its document, and every error.
+
+use axum::http::Method;
+use serde_json::{Value, json};
+
+use crate::harness::{App, POD, Setup};
+
+/// The document's example.
+pub(crate) fn web100() -> Value {
+    json!({
+        "id": "web100",
+        "name": "Web 100",
+        "runtime": "docker",
+        "image": "myctf-web100:latest",
+        "port": 80,
+        "cpu_count": 1,
+        "memory_mb": 512,
+        "ttl_seconds": 3600
+    })
+}
+
+fn with(more: Value) -> Value {
+    let mut body = web100();
+    for (name, value) in more.as_object().unwrap() {
+        body[name] = value.clone();
+    }
+    body
+}
+
+/// What is wrong, as pairs of field and text.
+fn problems(answer: &Value) -> Vec<(String, String)> {
+    let entry = |entry: &Value| {
+        let loc: Vec<_> =
+            entry["loc"].as_array().unwrap().iter().map(|l| l.as_str().unwrap()).collect();
+        assert_eq!(loc[0], "body");
+        assert!(entry["type"].is_string() && entry.get("input").is_some(), "{entry}");
+        (loc[1..].join("."), entry["msg"].as_str().unwrap().to_owned())
+    };
+    answer["detail"].as_array().unwrap().iter().map(entry).collect()
+}
+
+#[tokio::test]
+async fn a_challenge_is_written_and_shown_whole() {
+    let app = App::new().await;
+    let made = app.post("/challenges", &web100()).await.is(201).json();
+    let mut expected = with(json!({
+        "number": 1, "protocol": "http", "extra_config": null, "pod_spec": null,
+        "target_port": null, "enabled": true, "stack_enabled": true, "destroy_on_solve": true,
+    }));
+    for time in ["created_at", "updated_at"] {
+        expected[time] = made[time].clone();
+        assert!(made[time].as_str().unwrap().ends_with('Z'));
+    }
+    assert_eq!(made, expected);
+    for path in ["/challenges/web100", "/challenges/1"] {
+        assert_eq!(app.get(path).await.is(200).json(), made);
+    }
+    assert_eq!(app.get("/challenges").await.is(200).json(), json!([made]));
+    app.delete("/challenges/web100").await.is(204);
+    assert_eq!(app.get("/challenges").await.is(200).json(), json!([]));
+    for path in ["/challenges/web100", "/challenges/1", "/challenges/Not-A-Slug", "/challenges/0"] {
+        app.get(path).await.details(404, "challenge not found");
+        app.delete(path).await.details(404, "challenge not found");
+        app.patch(path, &json!({})).await.details(404, "challenge not found");
+    }
+    // A number is never given out again.
+    let next = app.post("/challenges", &web100()).await.is(201).json();
+    assert_eq!(next["number"], 2);
+}
+
+#[tokio::test]
+async fn defaults_and_numbers_as_documents_have_them() {
+    let app = App::new().await;
+    let least = json!({"id": "a", "name": "A", "runtime": "kctf", "image": "i", "port": 1337});
+    let made = app.post("/challenges", &least).await.is(201).json();
+    assert_eq!((&made["cpu_count"], &made["memory_mb"]), (&json!(1), &json!(512)));
+    assert_eq!(made["ttl_seconds"], Value::Null);
+    let body =
+        with(json!({"number": 12, "cpu_count": 2.0, "unknown": {"x": 1}, "protocol": "tcp"}));
+    let made = app.post("/challenges", &body).await.is(201).json();
+    assert_eq!((&made["number"], &made["cpu_count"]), (&json!(12), &json!(2)));
+    assert_eq!(made["protocol"], "tcp");
+    for (id, number) in [("web100", 99), ("other", 12)] {
+        let body = with(json!({"id": id, "number": number}));
+        app.post("/challenges", &body).await.details(409, "challenge already exists");
+    }
+    let next = app.post("/challenges", &with(json!({"id": "next"}))).await.is(201).json();
+    assert_eq!(next["number"], 13);
+    let pod = json!({"id": "pod", "name": "P", "runtime": "kata-firecracker", "pod_spec": POD, "target_port": 80});
+    let made = app.post("/challenges", &pod).await.is(201).json();
+    assert_eq!(
+        (&made["target_port"], &made["image"], &made["cpu_count"]),
+        (&json!(80), &Value::Null, &Value::Null)
+    );
+    assert_eq!(made["pod_spec"], POD);
+}
+
+#[tokio::test]
+async fn all_that_is_wrong_is_told_with_its_place() {
+    let app = App::new().await;
+    let missing = app.post("/challenges", &json!({})).await.is(422).json();
+    let fields: Vec<_> = problems(&missing).into_iter().map(|(field, _)| field).collect();
+    assert_eq!(fields, ["id", "name", "runtime", "image", "port"]);
+    assert_eq!(missing["detail"][0]["type"], "missing");
+
+    let types = with(
+        json!({"port": "80", "cpu_count": 1.5, "name": 7, "enabled": "yes", "extra_config": {}}),
+    );
+    let answer = app.post("/challenges", &types).await.is(422).json();
+    let expected = [
+        ("name", "name must be a text"),
+        ("port", "port must be a whole number"),
+        ("cpu_count", "cpu_count must be a whole number"),
+        ("extra_config", "extra_config must be a text"),
+        ("enabled", "enabled must be true or false"),
+    ];
+    assert_eq!(problems(&answer), expected.map(|(f, m)| (f.to_owned(), m.to_owned())));
+    assert_eq!(answer["detail"][1]["input"], "80");
+
+    for (more, field, message) in [
+        (
+            json!({"id": "Web"}),
+            "id",
+            "id must be at most 63 of a-z, 0-9 and -, with a letter or digit at both ends and at least one letter",
+        ),
+        (
+            json!({"id": "42"}),
+            "id",
+            "id must be at most 63 of a-z, 0-9 and -, with a letter or digit at both ends and at least one letter",
+        ),
+        (json!({"id": "detect-protocol"}), "id", "id is reserved"),
+        (json!({"number": 0}), "number", "number must be a whole number above 0"),
+        (
+            json!({"runtime": "podman"}),
+            "runtime",
+            "runtime must be docker, kctf or kata-firecracker",
+        ),
+        (json!({"port": 70000}), "port", "port must be from 1 to 65535"),
+        (json!({"protocol": "udp"}), "protocol", "protocol must be http or tcp"),
+        (json!({"cpu_count": 3}), "cpu_count", "cpu_count must be one of 1, 2, 4"),
+        (json!({"memory_mb": 100}), "memory_mb", "memory_mb must be one of 512, 1024, 2048"),
+        (
+            json!({"ttl_seconds": 0}),
+            "ttl_seconds",
+            "ttl_seconds must be a whole number of seconds above 0",
+        ),
+        (json!({"ttl_seconds": 999999999}), "ttl_seconds", "ttl_seconds must be from 1 to 604800"),
+        (
+            json!({"extra_config": "{\"privileged\":true}"}),
+            "extra_config",
+            "extra_config unknown field `privileged`, expected one of `version`, `env`, `command`, `args`, `working_dir`, `read_only_root`, `ports`, `protocol`, `pids_limit`, `cap_drop`, `flag`",
+        ),
+        (
+            json!({"target_port": 80}),
+            "target_port",
+            "target_port belongs to pod_spec; an image has a port",
+        ),
+    ] {
+        let answer = app.post("/challenges", &with(more.clone())).await.is(422).json();
+        assert_eq!(problems(&answer), [(field.to_owned(), message.to_owned())], "{more}");
+    }
+    for (body, kind) in [("", "json_invalid"), ("nonsense", "json_invalid"), ("[]", "model_type")] {
+        let answer = app.send(Method::POST, "/challenges", &[], body).await.is(422).json();
+        assert_eq!(
+            (&answer["detail"][0]["type"], &answer["detail"][0]["loc"]),
+            (&json!(kind), &json!(["body"]))
+        );
+    }
+    let large = "x".repeat((1 << 20) + 1);
+    let answer = app.send(Method::POST, "/challenges", &[], large).await;
+    answer.details(413, "request body too large");
+    assert_eq!(app.get("/challenges").await.json(), json!([]));
+}
+
+#[tokio::test]
+async fn a_patch_changes_what_it_names() {
+    let app = App::new().await;
+    let made = app.post("/challenges", &with(json!({"extra_config": "{}"}))).await.is(201).json();
+    let body = json!({"ttl_seconds": 3600, "cpu_count": 2, "memory_mb": 1024});
+    let changed = app.patch("/challenges/1", &body).await.is(200).json();
+    assert_eq!((&changed["cpu_count"], &changed["memory_mb"]), (&json!(2), &json!(1024)));
+    assert_eq!((&changed["name"], &changed["created_at"]), (&made["name"], &made["created_at"]));
+    // The whole object changes nothing, also not its time.
+    let same = app.patch("/challenges/web100", &changed).await.is(200).json();
+    assert_eq!(same, changed);
+    let cleared = json!({"ttl_seconds": null, "extra_config": null, "pod_spec": null});
+    let cleared = app.patch("/challenges/web100", &cleared).await.is(200).json();
+    assert_eq!((&cleared["ttl_seconds"], &cleared["extra_config"]), (&Value::Null, &Value::Null));
+    for (body, field, message) in [
+        (json!({"id": "other"}), "id", "id cannot be changed"),
+        (json!({"number": 2}), "number", "number cannot be changed"),
+        (json!({"name": null}), "name", "name cannot be null"),
+        (json!({"image": null}), "image", "image cannot be null"),
+        (json!({"enabled": null}), "enabled", "enabled cannot be null"),
+        (json!({"port": 0}), "port", "port must be from 1 to 65535"),
+        (json!({"port": "x"}), "port", "port must be a whole number"),
+        (
+            json!({"target_port": 80}),
+            "target_port",
+            "target_port belongs to pod_spec; an image has a port",
+        ),
+    ] {
+        let answer = app.patch("/challenges/web100", &body).await.is(422).json();
+        assert_eq!(problems(&answer), [(field.to_owned(), message.to_owned())], "{body}");
+    }
+    // A Pod takes the image's place, and back.
+    let pod = json!({"pod_spec": POD, "target_port": [{"container_port": 80, "protocol": "TCP"}]});
+    let by_pod = app.patch("/challenges/web100", &pod).await.is(200).json();
+    assert_eq!((&by_pod["image"], &by_pod["target_port"]), (&Value::Null, &pod["target_port"]));
+    assert_eq!(app.patch("/challenges/web100", &by_pod).await.is(200).json(), by_pod);
+    let image = json!({"image": "web:2", "port": 8080});
+    let by_image = app.patch("/challenges/web100", &image).await.is(200).json();
+    assert_eq!((&by_image["pod_spec"], &by_image["port"]), (&Value::Null, &json!(8080)));
+    assert_eq!(by_image["number"], 1);
+}
+
+#[tokio::test]
+async fn solves_and_locks_are_told_and_taken_back() {
+    let app = App::new().await;
+    app.post("/challenges", &web100()).await.is(201);
+    for (what, missing) in [("solves", "solve not found"), ("locks", "lock not found")] {
+        let path = format!("/challenges/web100/{what}");
+        let first = app.post(&path, &json!({"user": 7})).await.is(201).json();
+        assert_eq!((&first["user"], &first["team"]), (&json!("7"), &Value::Null));
+        let again = app.post(&format!("/challenges/1/{what}"), &json!({"user": "7"})).await.is(200);
+        assert_eq!(again.json(), first);
+        app.post(&path, &json!({"team": "red"})).await.is(201);
+        let listed = app.get(&path).await.is(200).json();
+        assert_eq!(listed.as_array().unwrap().len(), 2);
+        app.delete(&format!("{path}?user=7")).await.is(204);
+        app.delete(&format!("{path}?user=7")).await.details(404, missing);
+        app.delete(&path).await.is(422);
+        for body in [json!({}), json!({"user": ""}), json!({"user": [1]}), json!({"user": 1.5})] {
+            app.post(&path, &body).await.is(422);
+        }
+        app.post(&format!("/challenges/none/{what}"), &json!({"user": 7}))
+            .await
+            .details(404, "challenge not found");
+        app.get(&format!("/challenges/none/{what}")).await.details(404, "challenge not found");
+    }
+}
+
+#[tokio::test]
+async fn unknown_paths_and_methods_answer_in_its_form() {
+    let app = App::new().await;
+    app.get("/challenges/web100/nothing").await.details(404, "not found");
+    app.get("/challenges/").await.details(404, "not found");
+    app.send(Method::PUT, "/challenges", &[], "").await.details(405, "method not allowed");
+    app.get("/challengesque").await.refuses(404, "not found");
+    let problem = app
+        .send(Method::GET, "/challenges/none", &[("accept", "application/problem+json")], "")
+        .await
+        .is(404)
+        .json();
+    assert_eq!(problem["detail"], "challenge not found");
+}
+
+#[tokio::test]
+async fn images_are_pulled_ahead_of_need() {
+    let app = App::with(Setup::default()).await;
+    app.post("/challenges", &web100()).await.is(201);
+    let answer = app.post("/challenges/web100/warm", &json!({})).await.is(200);
+    assert_eq!(answer.header("content-type"), Some("application/x-ndjson"));
+    let lines: Vec<Value> =
+        answer.text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let image = "myctf-web100:latest";
+    assert_eq!(
+        lines,
+        [json!({"image": image, "state": "pulling"}), json!({"image": image, "state": "ready"})]
+    );
+    app.post("/challenges/none/warm", &json!({})).await.details(404, "challenge not found");
+}
+
+#[tokio::test]
+async fn the_schema_of_a_file_needs_no_key() {
+    let app = App::new().await;
+    let schema = app.get("/schemas/challenge.json").await.is(200).json();
+    assert_eq!(schema["required"], json!(["id", "name"]));
+}

@@ -1,0 +1,61 @@
+//! `stackd challenge`.
+
+use super::*;
+
+#[test]
+fn a_directory_of_challenges_is_applied_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    file("web.yaml", "id: web\nname: Web\nimage: web:1\nport: 80\nextra_config: {pids_limit: 9}\n");
+    file("pwn.yml", "id: pwn\nname: Pwn\nimage: pwn:1\nport: 1337\nprotocol: tcp\n");
+    file("notes.txt", "no challenge");
+    let path = dir.path().to_str().unwrap();
+    let server = Server::start(&[]);
+    let apply = |more: &[&str]| {
+        let said = server.challenge(&[&["apply", "-f", path], more].concat());
+        (said.code, said.out.lines().last().unwrap_or_default().to_owned(), said)
+    };
+    let (code, last, said) = apply(&["--dry-run"]);
+    assert_eq!(code, 0, "{}", said.err);
+    assert_eq!(last, "2 created, 0 changed, 0 removed, 0 unchanged (nothing was done)");
+    assert_eq!(server.challenge(&["list", "-o", "name"]).out, "");
+    assert_eq!(apply(&[]).1, "2 created, 0 changed, 0 removed, 0 unchanged");
+    assert_eq!(apply(&[]).1, "0 created, 0 changed, 0 removed, 2 unchanged");
+    let edited = server.challenge(&["edit", "web", "--ttl", "1h", "--enabled", "false"]);
+    assert!(edited.out.contains("3600") && edited.out.contains("disabled"), "{}", edited.err);
+    let (_, last, said) = apply(&[]);
+    assert_eq!(last, "0 created, 1 changed, 0 removed, 1 unchanged");
+    assert!(
+        said.out.contains("    ttl_seconds: 3600 -> unset\n    enabled: false -> true\n"),
+        "{}",
+        said.out
+    );
+    std::fs::remove_file(dir.path().join("pwn.yml")).unwrap();
+    assert_eq!(apply(&[]).1, "0 created, 0 changed, 0 removed, 1 unchanged");
+    assert_eq!(apply(&["--prune"]).1, "0 created, 0 changed, 1 removed, 1 unchanged");
+    file("bad.yaml", "id: bad\nname: Bad\nimage: i\nport: 1\ncpu_count: 3\n");
+    let (code, _, said) = apply(&[]);
+    assert_eq!(code, 7, "{}", said.err);
+    assert!(said.err.contains("bad.yaml was not applied"), "{}", said.err);
+    assert!(said.err.contains("cpu_count must be one of 1, 2, 4"), "{}", said.err);
+}
+
+#[test]
+fn challenges_are_made_shown_warmed_and_removed() {
+    let server = Server::start(&[]);
+    let made =
+        server.challenge(&["create", "web", "--image", "web:1", "--port", "80", "-o", "json"]);
+    assert_eq!(made.code, 0, "{}", made.err);
+    let made: Value = serde_json::from_str(&made.out).unwrap();
+    assert_eq!((&made[0]["number"], &made[0]["name"]), (&1.into(), &"web".into()));
+    assert!(server.challenge(&["get", "1"]).out.contains("image: web:1"));
+    assert_eq!(server.challenge(&["warm"]).out, "web: web:1 is ready\n");
+    let missing = server.challenge(&["get", "none"]);
+    assert_eq!(missing.code, 6);
+    assert!(missing.err.contains("challenge not found") && missing.err.contains("challenge list"));
+    assert_eq!(server.challenge(&["edit", "web"]).code, 2);
+    assert_eq!(server.challenge(&["delete", "web", "--destroy"]).out, "web\n");
+    assert_eq!(server.challenge(&["delete", "web", "--ignore-not-found"]).code, 0);
+    let schema: Value = serde_json::from_str(&run(&["challenge", "schema"]).out).unwrap();
+    assert_eq!(schema["title"], "stackd challenge");
+}
