@@ -33,7 +33,7 @@ pub struct CreateStack {
 /// A key under which the same request gives the same stack for a day.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct IdempotencyKey {
-    /// The API key's name; a key means nothing to another caller.
+    /// Whose it is: of the API key itself, not of its name, which another may get later.
     pub scope: String,
     /// What the caller sent.
     pub key: String,

@@ -14,7 +14,7 @@ use stackd_store::{Change, StoreError};
 use tokio::sync::oneshot;
 
 use crate::book::{Book, Entry, SharedEngine, Times};
-use crate::command::{CreateError, CreateStack, DeleteError, Unavailable};
+use crate::command::{CreateError, CreateStack, Unavailable};
 use crate::idempotency::{self, Claim, Claimed};
 use crate::live::LiveStack;
 use crate::remove;
@@ -239,11 +239,7 @@ async fn withdraw(
     id: StackId,
     claim: Option<&Claimed>,
 ) -> Result<(), CreateError> {
-    match remove::delete(shared, id, claim.map(Claimed::forget)).await {
-        Ok(()) | Err(DeleteError::NotFound) => {}
-        Err(DeleteError::Unavailable(error)) => return Err(error.into()),
-        Err(DeleteError::Refused(reason)) => return Err(Unavailable { reason }.into()),
-    }
+    remove::end(shared, id, claim.map(Claimed::forget)).await?;
     let deadline = shared.clock.boot().after(shared.config.schedule_wait);
     let mut sleep = shared.clock.sleep_until(deadline);
     loop {

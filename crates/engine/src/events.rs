@@ -21,8 +21,8 @@ const RETRY: Duration = Duration::from_millis(500);
 struct Reader {
     view: Arc<View>,
     live: broadcast::Receiver<Arc<Event>>,
-    /// The last event given; none before the first where the reader wants only what comes.
-    last: Option<Seq>,
+    /// The last event given, or the newest that the reader does not want.
+    last: Seq,
     /// Read from the database before going on live.
     behind: bool,
     /// Whether events before the first page may be missing.
@@ -32,10 +32,12 @@ struct Reader {
 
 /// The stream after `after`, or from now on.
 pub(crate) fn stream(view: &Arc<View>, after: Option<Seq>) -> BoxStream<'static, EventMessage> {
+    // Before the look at the newest, so that none falls between the two.
+    let live = view.store.subscribe();
     let reader = Reader {
         view: Arc::clone(view),
-        live: view.store.subscribe(),
-        last: after,
+        live,
+        last: after.unwrap_or_else(|| view.store.newest_event()),
         behind: after.is_some(),
         check_range: after.is_some(),
         ready: VecDeque::new(),
@@ -60,7 +62,7 @@ impl Reader {
         loop {
             if let Some(message) = self.ready.pop_front() {
                 if let EventMessage::Event(event) = &message {
-                    self.last = Some(event.seq);
+                    self.last = event.seq;
                 }
                 return Some(message);
             }
@@ -70,17 +72,13 @@ impl Reader {
             }
             match self.live.recv().await {
                 // What was committed by another replica in between is read from the database.
-                Ok(event) if self.last.is_some_and(|last| event.seq.0 > last.0 + 1) => {
-                    self.behind = true;
-                    self.check_range = true;
-                }
-                Ok(event) if self.last.is_none_or(|last| event.seq > last) => {
+                Ok(event) if event.seq.0 == self.last.0 + 1 => {
                     self.ready.push_back(EventMessage::Event(event));
                 }
-                Ok(_) => {}
-                Err(RecvError::Lagged(_)) => {
-                    self.behind = self.last.is_some();
-                    self.check_range = self.behind;
+                Ok(event) if event.seq <= self.last => {}
+                Ok(_) | Err(RecvError::Lagged(_)) => {
+                    self.behind = true;
+                    self.check_range = true;
                 }
                 Err(RecvError::Closed) => return None,
             }
@@ -88,7 +86,7 @@ impl Reader {
     }
 
     async fn catch_up(&mut self) {
-        let last = self.last.unwrap_or_default();
+        let last = self.last;
         let read = async {
             if self.check_range {
                 let (oldest, newest) = self.view.store.event_range().await?;
@@ -107,7 +105,7 @@ impl Reader {
         match read.await {
             Ok((Some((oldest, from)), _)) => {
                 self.check_range = false;
-                self.last = Some(from);
+                self.last = from;
                 self.ready.push_back(EventMessage::Reset { oldest });
             }
             Ok((None, events)) => {

@@ -7,6 +7,7 @@ use stackd_store::{Change, StoreError};
 
 use crate::book::SharedEngine;
 use crate::command::{DeleteError, Unavailable};
+use crate::shared::refused;
 
 /// Takes a stack away. `also` is written with the intent, or not at all.
 pub(crate) async fn delete(
@@ -56,6 +57,20 @@ pub(crate) async fn delete(
     }
     shared.drive(id);
     result
+}
+
+/// Takes a stack away that may be gone already, where the caller has no words for a change that the
+/// database refuses.
+pub(crate) async fn end(
+    shared: &SharedEngine,
+    id: StackId,
+    also: Option<Change>,
+) -> Result<(), Unavailable> {
+    match delete(shared, id, also).await {
+        Ok(()) | Err(DeleteError::NotFound) => Ok(()),
+        Err(DeleteError::Unavailable(error)) => Err(error),
+        Err(DeleteError::Refused(error)) => Err(refused(&error)),
+    }
 }
 
 /// Marks a stack as being deleted. `None` when it is already, or when an earlier change of it is

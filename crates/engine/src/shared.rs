@@ -159,6 +159,11 @@ impl Shared {
                 // Who waits for this write need not wait for the database.
                 Err(StoreError::Unavailable { .. }) => self.wake(id),
                 Err(StoreError::Superseded) => return false,
+                // Whoever made the database refuse it may mend that.
+                Err(error @ StoreError::Refused(_)) => {
+                    tracing::error!(%error, "a change of a stack cannot be written yet");
+                    self.wake(id);
+                }
                 Err(error) => {
                     tracing::error!(error = %error, "a change of a stack was refused by the database");
                     return true;
@@ -231,9 +236,12 @@ pub(crate) fn unavailable(error: StoreError) -> Unavailable {
     match error {
         StoreError::Unavailable { reason, .. } => Unavailable { reason },
         StoreError::Superseded => Unavailable::superseded(),
-        other => {
-            tracing::error!(error = %other, "the database refused a write");
-            Unavailable { reason: "the database refused the write".to_owned() }
-        }
+        other => refused(&other),
     }
+}
+
+/// The same for a write that the database refuses: why is for the log.
+pub(crate) fn refused(error: &dyn std::fmt::Display) -> Unavailable {
+    tracing::error!(%error, "the database refused a write");
+    Unavailable { reason: "the database refused the write".to_owned() }
 }

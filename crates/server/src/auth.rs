@@ -32,6 +32,11 @@ impl Caller {
         self.0.as_ref().map_or("anonymous", |key| &key.name)
     }
 
+    /// What tells the caller from every other one that there is or ever was. It gives nothing away.
+    pub(crate) fn identity(&self) -> String {
+        self.0.as_ref().map_or_else(String::new, |key| hex::encode(key.hash))
+    }
+
     /// Whether the caller may do this. With authentication off, everybody who can connect may.
     pub(crate) fn may(&self, permission: Permission) -> bool {
         self.0.as_ref().is_none_or(|key| key.permissions.contains(&permission))

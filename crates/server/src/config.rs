@@ -96,7 +96,7 @@ impl ServerConfig {
     /// Checks the settings against the addresses that are listened on.
     pub fn check_listeners(&self, listeners: &[SocketAddr]) -> Result<(), ConfigError> {
         self.check()?;
-        match listeners.iter().find(|address| !address.ip().is_loopback()) {
+        match listeners.iter().find(|address| !is_loopback(address)) {
             Some(open) if !self.auth => Err(ConfigError::AuthOff(*open)),
             _ => Ok(()),
         }
@@ -106,6 +106,11 @@ impl ServerConfig {
     pub(crate) fn cors_origins(&self) -> Result<Vec<HeaderValue>, ConfigError> {
         origins("cors_origins", &self.cors_origins)
     }
+}
+
+/// Whether only this machine reaches a listener at this address, in whichever form it is written.
+pub fn is_loopback(address: &SocketAddr) -> bool {
+    address.ip().to_canonical().is_loopback()
 }
 
 /// Origins as headers carry them; `setting` names them in errors.

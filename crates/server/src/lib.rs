@@ -27,7 +27,7 @@ use axum::{Extension, Router};
 use tower_http::catch_panic::CatchPanicLayer;
 
 pub use challenges::CHALLENGE_SCHEMA;
-pub use config::{ConfigError, ServerConfig};
+pub use config::{ConfigError, ServerConfig, is_loopback};
 use openapi::Routes;
 pub use openapi::openapi;
 pub use player::{OwnerKind, PlayerConfig};

@@ -4,28 +4,28 @@ use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use hyper::body::Incoming;
+use axum::response::Response;
+use hyper::body::{Bytes, Frame, Incoming, SizeHint};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-use crate::config::{ConfigError, ServerConfig};
+use crate::config::{ConfigError, ServerConfig, is_loopback};
 use crate::pinned;
 
 /// The certificate and key of a server.
@@ -125,13 +125,13 @@ pub async fn serve(
         .collect::<Result<Vec<_>, _>>()
         .map_err(ServeError::Listener)?;
     config.check_listeners(&addresses)?;
-    if let Some(open) = addresses.iter().find(|a| tls.is_none() && !a.ip().is_loopback()) {
+    if let Some(open) = addresses.iter().find(|a| tls.is_none() && !is_loopback(a)) {
         tracing::warn!(address = %open, "keys and answers cross the network unencrypted: set a TLS certificate, or put a TLS proxy in front");
     }
 
     let server = Server { router, tls, http: http(config), header_timeout: config.header_timeout };
     let room = Arc::new(Semaphore::new(config.max_connections.min(Semaphore::MAX_PERMITS)));
-    let graceful = GracefulShutdown::new();
+    let closing = CancellationToken::new();
     let mut accepting = JoinSet::new();
     let mut connections = JoinSet::new();
     let (accepted, mut arrivals) = mpsc::channel(1);
@@ -142,11 +142,13 @@ pub async fn serve(
     }
     drop(accepted);
     while let Some((stream, connection)) = arrivals.recv().await {
-        connections.spawn(server.clone().connection(stream, connection, graceful.watcher()));
+        connections.spawn(server.clone().connection(stream, connection, closing.clone()));
         while connections.try_join_next().is_some() {}
     }
     // Every listener is closed by now: each held one end of the channel.
-    if tokio::time::timeout(config.shutdown_timeout, graceful.shutdown()).await.is_err() {
+    closing.cancel();
+    let ended = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(config.shutdown_timeout, ended).await.is_err() {
         tracing::warn!(left = connections.len(), "requests under way did not end in time");
     }
     connections.shutdown().await;
@@ -199,15 +201,21 @@ struct Server {
 }
 
 impl Server {
-    async fn connection(self, stream: TcpStream, connection: Connection, watcher: Watcher) {
+    async fn connection(
+        self,
+        stream: TcpStream,
+        connection: Connection,
+        closing: CancellationToken,
+    ) {
         let Some(Tls { acceptor: tls, .. }) = &self.tls else {
-            return self.exchange(stream, connection, watcher).await;
+            return self.exchange(stream, connection, closing).await;
         };
-        let handshake = tokio::time::timeout(self.header_timeout, tls.accept(stream)).await;
-        match handshake {
-            Ok(Ok(stream)) => self.exchange(stream, connection, watcher).await,
-            Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
-            Err(_) => tracing::debug!("a TLS handshake took too long"),
+        let handshake = tokio::time::timeout(self.header_timeout, tls.accept(stream));
+        match closing.run_until_cancelled(handshake).await {
+            Some(Ok(Ok(stream))) => self.exchange(stream, connection, closing).await,
+            Some(Ok(Err(error))) => tracing::debug!(%error, "a TLS handshake failed"),
+            Some(Err(_)) => tracing::debug!("a TLS handshake took too long"),
+            None => {}
         }
     }
 
@@ -215,31 +223,88 @@ impl Server {
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         connection: Connection,
-        watcher: Watcher,
+        closing: CancellationToken,
     ) {
-        let begun = Arc::new(AtomicBool::new(false));
+        let under_way = Arc::new(watch::Sender::new(0));
+        let mut requests = under_way.subscribe();
         let service = hyper::service::service_fn({
-            let (router, begun) = (self.router.clone(), Arc::clone(&begun));
+            let router = self.router.clone();
             move |mut request: hyper::Request<Incoming>| {
-                begun.store(true, Ordering::Relaxed);
+                let counted = UnderWay::new(&under_way);
                 request.extensions_mut().insert(connection.clone());
                 let answer = router.clone().oneshot(request.map(Body::new));
-                async move { Ok::<_, Infallible>(answer.await.unwrap_or_else(|e| match e {})) }
+                async move {
+                    let answer: Response = answer.await.unwrap_or_else(|e| match e {});
+                    Ok::<_, Infallible>(answer.map(|body| Counted { body, _counted: counted }))
+                }
             }
         });
         let exchange =
             self.http.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
-        let mut exchange = pin!(watcher.watch(exchange));
-        // Which version of HTTP it is shows in the first bytes; waiting for those has no limit of
-        // its own.
-        let first = tokio::time::timeout(self.header_timeout, exchange.as_mut()).await;
-        let ended = match first {
-            Ok(ended) => ended,
-            Err(_) if begun.load(Ordering::Relaxed) => exchange.await,
-            Err(_) => return tracing::debug!("a connection sent no request in time"),
-        };
-        if let Err(error) = ended {
-            tracing::debug!(%error, "a connection ended early");
+        let mut exchange = pin!(exchange);
+        let mut is_ending = false;
+        loop {
+            let is_idle = *requests.borrow_and_update() == 0;
+            tokio::select! {
+                ended = exchange.as_mut() => {
+                    if let Err(error) = ended {
+                        tracing::debug!(%error, "a connection ended early");
+                    }
+                    return;
+                }
+                // The service holds the other side for as long as the connection lasts.
+                _ = requests.changed() => continue,
+                () = closing.cancelled(), if !is_ending => {}
+                () = tokio::time::sleep(self.header_timeout), if is_idle => {
+                    if is_ending {
+                        return tracing::debug!("an idle connection does not end by itself");
+                    }
+                }
+            }
+            is_ending = true;
+            exchange.as_mut().graceful_shutdown();
         }
+    }
+}
+
+/// A request that counts as under way until its answer is sent.
+struct UnderWay(Arc<watch::Sender<usize>>);
+
+impl UnderWay {
+    fn new(count: &Arc<watch::Sender<usize>>) -> Self {
+        count.send_modify(|count| *count += 1);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
+}
+
+/// The body of an answer to a counted request.
+struct Counted {
+    body: Body,
+    _counted: UnderWay,
+}
+
+impl hyper::body::Body for Counted {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }

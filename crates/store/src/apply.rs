@@ -37,7 +37,8 @@ impl From<DbErr> for Refused {
     fn from(error: DbErr) -> Self {
         let fault = fault::classify(&error);
         match fault.kind {
-            Kind::Unique | Kind::Statement => Self::UseCase(fault.unavailable()),
+            Kind::Unique | Kind::Statement => Self::UseCase(StoreError::Refused(fault.text)),
+            Kind::Busy => Self::UseCase(fault.unavailable()),
             _ => Self::Database(fault),
         }
     }

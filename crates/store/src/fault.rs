@@ -12,6 +12,9 @@ pub(crate) enum Kind {
     Unique,
     /// The database refused this statement alone; the transaction can go on.
     Statement,
+    /// The database gave this statement up for what others do; the transaction can go on, and the
+    /// same may succeed later.
+    Busy,
     /// The disk is full.
     Full,
     /// The connection broke. The same may succeed on a new one.
@@ -47,6 +50,7 @@ impl Fault {
             Kind::Full => "the disk is full",
             Kind::Lost | Kind::Away => "the database cannot be reached",
             Kind::Locked => "the database is locked by another process",
+            Kind::Busy => "the database is busy",
             Kind::ReadOnly => "the database cannot be written",
             Kind::Damaged => "the database is damaged",
             Kind::Unique | Kind::Statement | Kind::Other => "the database cannot be used",
@@ -127,8 +131,8 @@ fn of_postgres(code: &str) -> Kind {
         "53100" => Kind::Full,
         // A read-only transaction: a standby, or a server that was told to be one.
         "25006" => Kind::ReadOnly,
-        // A statement that took too long, or waited too long for a lock.
-        "57014" | "55P03" => Kind::Statement,
+        // A statement that took too long, waited too long for a lock, or for one that waited for it.
+        "57014" | "55P03" | "40P01" => Kind::Busy,
         _ => match code.get(..2) {
             // Connection, resources, operator's intervention (shutdown, crash, starting up).
             Some("08" | "53" | "57") => Kind::Lost,
@@ -174,6 +178,7 @@ mod tests {
         assert_eq!(of_postgres("57P01"), Kind::Lost);
         assert_eq!(of_postgres("57P03"), Kind::Lost);
         assert_eq!(of_postgres("22021"), Kind::Statement);
+        assert_eq!(of_postgres("55P03"), Kind::Busy);
         assert_eq!(of_postgres("28P01"), Kind::Away);
     }
 }

@@ -161,6 +161,10 @@ impl Inner {
         self.events.subscribe()
     }
 
+    pub(crate) fn newest_event(&self) -> Seq {
+        Seq(self.announced.load(Ordering::Relaxed))
+    }
+
     pub(crate) async fn events_after(
         &self,
         after: Seq,

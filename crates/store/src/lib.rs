@@ -90,6 +90,10 @@ pub enum StoreError {
         /// The database's own words.
         operator: String,
     },
+    /// The database refuses this very change, in its own words: a constraint, a trigger or a right of
+    /// the operator's own making. Others go on; another try may not help.
+    #[error("the database refuses the change: {0}")]
+    Refused(String),
     /// The database cannot be opened as it is, and trying again does not help. The text is for the
     /// operator: what is wrong and what to do.
     #[error("{0}")]
@@ -152,6 +156,11 @@ impl Store {
     /// [`Store::events_after`].
     pub fn subscribe(&self) -> broadcast::Receiver<Arc<Event>> {
         self.inner.subscribe()
+    }
+
+    /// The newest event that subscribers were given, or that was there before the first.
+    pub fn newest_event(&self) -> Seq {
+        self.inner.newest_event()
     }
 
     /// Up to `limit` events after `after`, in order.

@@ -285,7 +285,7 @@ impl Writer {
     fn may_have_committed(&self, kind: Kind) -> bool {
         match kind {
             Kind::Lost | Kind::Away => true,
-            Kind::Unique | Kind::Statement | Kind::Full => false,
+            Kind::Unique | Kind::Statement | Kind::Busy | Kind::Full => false,
             Kind::Locked | Kind::ReadOnly | Kind::Damaged | Kind::Other => {
                 self.target.backend() != DbBackend::Sqlite
             }

@@ -3,7 +3,7 @@
 //! [`build`] makes specs and stacks, [`clock`] is a time that stands still, [`engine`] is an engine
 //! over a simulated runtime with both in a test's hands, and [`mod@runtime_contract`] is the suite that
 //! every driver passes. [`store_contract`] is the one of the database, on SQLite and on a
-//! [`postgres`] of the test's own; [`small_disk`] is a disk that can be filled; [`sample`] is the
+//! [`postgres`] of the test's own, and [`mod@sqlite`] a hand in the former; [`small_disk`] is a disk that can be filled; [`sample`] is the
 //! image that stacks in tests are made of, [`registry`] one that it can be pulled from, and
 //! [`mod@docker`] an engine that runs it.
 //! [`kubernetes`] is a real cluster, and [`ports`] are those that no other test has.
@@ -22,6 +22,7 @@ pub mod registry;
 pub mod runtime_contract;
 pub mod sample;
 pub mod small_disk;
+pub mod sqlite;
 pub mod store_contract;
 
 pub use clock::ManualClock;

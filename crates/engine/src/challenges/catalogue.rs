@@ -11,7 +11,7 @@ use stackd_store::{Change, Mark, StoreError};
 
 use super::{ChallengeError, DIALECT, Marked, warm, word};
 use crate::book::SharedEngine;
-use crate::command::{DeleteError, Unavailable};
+use crate::command::Unavailable;
 use crate::remove;
 use crate::shared::unavailable;
 use crate::view::View;
@@ -215,11 +215,7 @@ pub(super) async fn end(
     stacks: impl IntoIterator<Item = StackId>,
 ) -> Result<(), Unavailable> {
     for id in stacks {
-        match remove::delete(shared, id, None).await {
-            Ok(()) | Err(DeleteError::NotFound) => {}
-            Err(DeleteError::Unavailable(error)) => return Err(error),
-            Err(DeleteError::Refused(reason)) => return Err(Unavailable { reason }),
-        }
+        remove::end(shared, id, None).await?;
     }
     Ok(())
 }

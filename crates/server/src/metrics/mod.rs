@@ -29,6 +29,7 @@ use stackd_core::event::{Event, EventKind};
 use stackd_core::{Phase, StackId};
 use stackd_engine::{Engine, EventMessage};
 
+use crate::config::is_loopback;
 use crate::serve::Connection;
 use crate::{ServerState, auth};
 use challenges::{ChallengeCollector, PlayerMeters};
@@ -286,7 +287,7 @@ impl Collector for EngineCollector {
 )]
 pub(crate) async fn metrics(State(state): State<ServerState>, request: Request) -> Response {
     let connection = request.extensions().get::<Connection>();
-    if !connection.is_some_and(|connection| connection.listener.ip().is_loopback()) {
+    if !connection.is_some_and(|connection| is_loopback(&connection.listener)) {
         if let Err(behind) = state.engine().in_step().await {
             return crate::fault::Fault::from(behind).into_response();
         }

@@ -40,7 +40,7 @@ struct AcceptedView {
             ("not a list of texts" = (value = json!({"error": "invalid json body"}))),
         )),
         (status = 503, description = "Nothing can be written now.", body = ErrorBody,
-            example = json!({"error": "storage unavailable: the disk is full"})),
+            example = json!({"error": "the database refuses the change: …"})),
     )
 )]
 pub(super) async fn batch_delete(

@@ -141,7 +141,7 @@ fn idempotency(
             Fault::input("Idempotency-Key must be 1 to 255 visible ASCII characters")
         })?;
     Ok(Some(IdempotencyKey {
-        scope: caller.name().to_owned(),
+        scope: caller.identity(),
         key: key.to_owned(),
         body_hash: Sha256::digest(body).into(),
     }))

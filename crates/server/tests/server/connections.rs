@@ -65,6 +65,27 @@ async fn who_sends_no_headers_is_sent_away() {
 }
 
 #[tokio::test]
+async fn an_idle_connection_of_the_second_version_is_closed() {
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    let app = App::with(quick()).await;
+    let address = app.listen().await;
+    let id = app.running().await;
+    let stream = TokioIo::new(connect(address).await);
+    let (mut client, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+    let connection = tokio::spawn(connection);
+    // A request under way keeps it, however long that takes.
+    for path in ["/livez", &format!("/stacks/{id}?wait=ended&timeout=600ms")] {
+        let request = axum::http::Request::get(format!("http://localhost{path}"))
+            .header("x-api-key", KEY)
+            .body(axum::body::Body::empty());
+        assert_eq!(soon(client.send_request(request.unwrap())).await.unwrap().status(), 200);
+    }
+    soon(connection).await.unwrap().unwrap();
+    assert!(client.is_closed());
+}
+
+#[tokio::test]
 async fn an_answer_may_take_longer_than_headers_may() {
     let app = App::with(quick()).await;
     let address = app.listen().await;

@@ -5,6 +5,8 @@ use axum::http::{Method, Request};
 use serde_json::{Value, json};
 use stackd_core::Protocol;
 use stackd_runtimes::simulated::SimulatedConfig;
+use stackd_store::StoreConfig;
+use stackd_testkit::sqlite;
 
 use crate::harness::{App, KEY, POD, Setup, body, id, soon};
 
@@ -276,6 +278,85 @@ async fn quota_and_limit_range() {
     assert!(error.starts_with("cluster saturated: exceeded quota: "), "{error}");
 }
 
+/// The job that this answer names, once it has ended.
+async fn ended(app: &App, accepted: &Value) -> Value {
+    let id = accepted["job_id"].as_str().unwrap();
+    let job = soon(async {
+        loop {
+            let job = app.get(&format!("/stacks/batch-delete/{id}")).await.is(200).json();
+            if job["status"] != "queued" && job["status"] != "running" {
+                return job;
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(job["job_id"], id);
+    job
+}
+
+#[tokio::test]
+async fn what_a_batch_cannot_delete_is_told_within_bounds() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("stackd.db");
+    let database = StoreConfig::Sqlite { path: path.clone(), ballast_bytes: 0 };
+    let app = App::with(Setup { database: Some(database), ..Setup::default() }).await;
+    let mut bad = Vec::new();
+    for _ in 0..101 {
+        bad.push(id(&app.create(json!({"owner": "bad"})).await));
+    }
+    let good = app.running().await;
+    let trigger = format!(
+        "CREATE TRIGGER refuses BEFORE UPDATE OF desired ON stacks WHEN OLD.tenant = 'bad' \
+         BEGIN SELECT RAISE(ABORT, '{}'); END",
+        "ä".repeat(600)
+    );
+    sqlite::execute(&path, &trigger).await;
+
+    // A single delete has no words for it.
+    app.delete(&format!("/stacks/{}", bad[0])).await.refuses(500, "internal server error");
+    app.get(&format!("/stacks/{}", bad[0])).await.is(200);
+
+    // All of them fail: the job has failed. The first 100 errors are told, each cut short.
+    let accepted = app.post("/stacks/batch-delete", &json!({"stack_ids": bad})).await.is(202);
+    let job = ended(&app, &accepted.json()).await;
+    let counts = ["total", "deleted", "not_found", "failed"].map(|name| job[name].clone());
+    assert_eq!(counts, [101, 0, 0, 101].map(Value::from));
+    assert_eq!(job["status"], "failed");
+    let errors = job["errors"].as_array().unwrap();
+    assert_eq!(errors.len(), 100);
+    for (error, id) in errors.iter().zip(&bad) {
+        assert_eq!(error["stack_id"], *id);
+        let text = error["error"].as_str().unwrap();
+        assert_eq!(text.chars().count(), 512, "{text}");
+        assert!(text.contains("refuses the change"), "{text}");
+    }
+
+    // One of them succeeds: it is completed, and has the document's form.
+    let some = json!({"stack_ids": [good, bad[0]]});
+    let accepted = app.post("/stacks/batch-delete", &some).await.is(202).json();
+    let mut job = ended(&app, &accepted).await;
+    let item: Value = example(include_str!("../../../../tests/fixtures/v2/job-error-item.json"));
+    let fields = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(fields(&job["errors"][0]), fields(&item));
+    let mut shown = example(include_str!("../../../../tests/fixtures/v2/job-failed.json"));
+    for field in ["job_id", "created_at", "updated_at"] {
+        shown[field] = job[field].clone();
+    }
+    shown["errors"][0]["stack_id"] = bad[0].clone().into();
+    shown["errors"][0]["error"] = job["errors"][0]["error"].take();
+    job["errors"][0]["error"] = shown["errors"][0]["error"].clone();
+    assert_eq!(job, shown);
+    app.get(&format!("/stacks/{good}")).await.refuses(404, "stack not found");
+
+    sqlite::execute(&path, "DROP TRIGGER refuses").await;
+    app.delete(&format!("/stacks/{}", bad[0])).await.is(200);
+}
+
+fn example(text: &str) -> Value {
+    serde_json::from_str(text).unwrap()
+}
+
 #[tokio::test]
 async fn batch_deletes() {
     let app = App::new().await;
@@ -294,18 +375,7 @@ async fn batch_deletes() {
     let accepted =
         app.post("/stacks/batch-delete", &json!({"stack_ids": ids})).await.is(202).json();
     assert_eq!(accepted.as_object().unwrap().len(), 1);
-    let job = accepted["job_id"].as_str().unwrap();
-    let done = soon(async {
-        loop {
-            let job = app.get(&format!("/stacks/batch-delete/{job}")).await.is(200).json();
-            if job["status"] != "queued" && job["status"] != "running" {
-                return job;
-            }
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
-    assert_eq!(done["job_id"], job);
+    let done = ended(&app, &accepted).await;
     assert_eq!(done["status"], "completed");
     let counts =
         ["total", "deleted", "not_found", "failed"].map(|name| done[name].as_u64().unwrap());

@@ -22,7 +22,7 @@ pub(crate) fn settings(config: &Config) -> Result<(), Failure> {
         }
     }
     let open: Vec<&SocketAddr> =
-        server.listen.iter().filter(|address| !address.ip().to_canonical().is_loopback()).collect();
+        server.listen.iter().filter(|address| !stackd_server::is_loopback(address)).collect();
     if let (true, Some(address)) = (!config.api.auth, open.first()) {
         return Err(wrong(format!(
             "--no-auth would let everybody who reaches {address} start and remove stacks"
@@ -69,6 +69,10 @@ pub(crate) fn settings(config: &Config) -> Result<(), Failure> {
     if engine.pids_limit == 0 {
         return Err(wrong("--pids-limit 0 would let no process start".to_owned())
             .hint("the default is right for most; a web server wants some dozens"));
+    }
+    if engine.max_waiting_starts == 0 {
+        return Err(wrong("--max-waiting-starts 0 would let no stack start".to_owned())
+            .hint("a stack waits for its start slot, if only for a moment; write at least 1"));
     }
     if !is_dns_label(&config.api.namespace) {
         let text = format!("--namespace: {:?} is not a DNS label", config.api.namespace);

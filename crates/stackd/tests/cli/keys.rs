@@ -119,25 +119,32 @@ fn keys_are_made_and_revoked_while_no_server_runs() {
 
 #[test]
 fn a_key_is_shown_on_a_terminal() {
-    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-    let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-    grantpt(&controller).unwrap();
-    unlockpt(&controller).unwrap();
-    let name = ptsname(&controller, Vec::new()).unwrap();
-    let terminal = std::fs::OpenOptions::new().write(true).open(name.to_str().unwrap()).unwrap();
-
+    let (controller, terminal) = terminal();
     let server = Server::start(&[]);
     let mut command = stackd();
     command.args(["key", "create", "mine"]).env("STACKD_DATA_DIR", &server.data);
     let status = command.stdout(terminal).stderr(Stdio::null()).status().unwrap();
     drop(command);
     assert!(status.success());
-    let mut shown = Vec::new();
-    // A terminal that nobody holds any more ends with an error, after what was written.
-    let _ = std::fs::File::from(controller).read_to_end(&mut shown);
-    let key = String::from_utf8(shown).unwrap().trim().to_owned();
+    let key = shown_on(controller).trim().to_owned();
     assert_eq!(key.len(), 64, "{key}");
     assert_eq!(server.status("/healthz", Some(&key)), 200);
+}
+
+#[test]
+fn the_first_key_is_shown_on_a_terminal_once() {
+    let (controller, screen) = terminal();
+    let server = Server::start_with(tempfile::tempdir().unwrap(), &[], &[], Stdio::from(screen));
+    let key = server.key();
+    let (_, _, log, dir) = server.stop();
+    assert_eq!(shown_on(controller).trim(), format!("API key: {key}"));
+    assert!(!log.contains(&key), "{log}");
+
+    let (controller, screen) = terminal();
+    let again = Server::start_with(dir, &[], &[], Stdio::from(screen));
+    assert_eq!(again.key(), key);
+    again.stop();
+    assert_eq!(shown_on(controller), "");
 }
 
 #[test]

@@ -50,6 +50,24 @@ fn run(args: &[&str]) -> Said {
     said(stackd().args(args).output().unwrap())
 }
 
+/// Both sides of a terminal.
+fn terminal() -> (std::fs::File, std::fs::File) {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&controller).unwrap();
+    unlockpt(&controller).unwrap();
+    let name = ptsname(&controller, Vec::new()).unwrap();
+    let terminal = std::fs::OpenOptions::new().write(true).open(name.to_str().unwrap()).unwrap();
+    (controller.into(), terminal)
+}
+
+/// What a terminal shows, once nobody holds it any more: then it ends with an error.
+fn shown_on(mut controller: std::fs::File) -> String {
+    let mut shown = Vec::new();
+    let _ = controller.read_to_end(&mut shown);
+    String::from_utf8(shown).unwrap()
+}
+
 /// A running server; it is stopped in order when this is dropped.
 struct Server {
     child: Child,
@@ -65,6 +83,10 @@ impl Server {
     }
 
     fn start_in(dir: tempfile::TempDir, args: &[&str], env: &[(&str, &str)]) -> Self {
+        Self::start_with(dir, args, env, Stdio::piped())
+    }
+
+    fn start_with(dir: tempfile::TempDir, args: &[&str], env: &[(&str, &str)], out: Stdio) -> Self {
         let data = dir.path().join("data");
         let mut child = stackd()
             .args(["serve", "--runtime", "simulated", "--listen", "127.0.0.1:0"])
@@ -72,7 +94,7 @@ impl Server {
             .arg(&data)
             .args(args)
             .envs(env.iter().copied())
-            .stdout(Stdio::piped())
+            .stdout(out)
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
@@ -103,7 +125,9 @@ impl Server {
         self.signal(Signal::TERM);
         let code = self.child.wait().unwrap().code().unwrap_or(-1);
         let mut out = String::new();
-        self.child.stdout.take().unwrap().read_to_string(&mut out).unwrap();
+        if let Some(mut stdout) = self.child.stdout.take() {
+            stdout.read_to_string(&mut out).unwrap();
+        }
         let log = self.log.iter().collect::<Vec<_>>().join("\n");
         let dir = std::mem::replace(&mut self._dir, tempfile::tempdir().unwrap());
         (code, out, log, dir)

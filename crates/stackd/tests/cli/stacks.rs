@@ -48,6 +48,17 @@ fn a_stack_is_made_looked_at_and_taken_away() {
     assert!(gone.err.contains("error: stack not found\nhint: `stackd stack list`"), "{}", gone.err);
     assert_eq!(server.stack(&["delete", id]).code, 6);
     assert_eq!(server.stack(&["delete", id, "--ignore-not-found"]).code, 0);
+    // Each that is missing is told, and those that are there go all the same.
+    let last = server.create();
+    let some = server.stack(&["delete", id, &last, "stack-0000000000000001"]);
+    assert_eq!((some.code, some.out), (6, format!("{last}\n")));
+    for missing in [id, "stack-0000000000000001"] {
+        assert!(some.err.contains(&format!("error: {missing} was not deleted")), "{}", some.err);
+    }
+    let part = server.stack(&["create", "nginx:stable", "--port", "80", "--ttl", "1500ms"]);
+    assert!(part.code == 2 && part.err.contains("whole seconds"), "{}", part.err);
+    let ages = format!("{}h", u64::MAX / 3600);
+    assert_eq!(server.stack(&["wait", id, "--timeout", &ages]).code, 6);
 }
 
 #[test]

@@ -11,6 +11,7 @@ use stackd_core::stack::Desired;
 use stackd_core::{Phase, Protocol, Stack, StackId};
 use stackd_store::{Change, JobStatus, Store, StoreConfig, StoreError};
 use stackd_testkit::small_disk::SmallDisk;
+use stackd_testkit::sqlite;
 use stackd_testkit::store_contract::samples::{api_key, at, event, job, port, stack};
 
 use super::{BOUND, in_directory, open};
@@ -266,31 +267,27 @@ async fn what_is_no_database_is_refused_with_what_to_do() {
 
 #[tokio::test]
 async fn the_schema_of_a_later_version_is_refused_and_left_alone() {
-    use sea_orm::ConnectionTrait;
     let directory = tempfile::tempdir().unwrap();
     let config = in_directory(directory.path());
+    let path = directory.path().join("stackd.db");
     open(config.clone()).await.write(created(stack(1))).await.unwrap();
-    let url = format!("sqlite://{}", directory.path().join("stackd.db").display());
-    let db = sea_orm::Database::connect(url).await.unwrap();
     let later = "INSERT INTO seaql_migrations (version, applied_at) VALUES ('m0999_later', 0)";
-    db.execute_unprepared(later).await.unwrap();
+    sqlite::execute(&path, later).await;
     let Err(StoreError::Unusable(text)) = Store::open(config.clone()).await else { panic!() };
     assert!(text.contains("newer version of stackd") && text.contains("m0999_later"), "{text}");
     assert!(text.contains("backup"), "{text}");
 
-    db.execute_unprepared("DELETE FROM seaql_migrations WHERE applied_at = 0").await.unwrap();
+    sqlite::execute(&path, "DELETE FROM seaql_migrations WHERE applied_at = 0").await;
     assert_eq!(open(config).await.load().await.unwrap().stacks.len(), 1);
 }
 
 #[tokio::test]
 async fn a_value_that_cannot_be_read_is_named() {
-    use sea_orm::ConnectionTrait;
     let directory = tempfile::tempdir().unwrap();
     let store = open(in_directory(directory.path())).await;
     store.write(created(stack(1))).await.unwrap();
-    let url = format!("sqlite://{}", directory.path().join("stackd.db").display());
-    let db = sea_orm::Database::connect(url).await.unwrap();
-    db.execute_unprepared("UPDATE stacks SET phase = 'sleeping'").await.unwrap();
+    let path = directory.path().join("stackd.db");
+    sqlite::execute(&path, "UPDATE stacks SET phase = 'sleeping'").await;
     let Err(StoreError::Corrupt(text)) = store.load().await else { panic!() };
     assert_eq!(text, "stack-0000000000000001: phase is \"sleeping\"");
 }

@@ -45,7 +45,7 @@ pub(super) struct CreateArgs {
     #[arg(short, long, value_name = "NAME=VALUE", value_parser = pod::pair)]
     label: Vec<(String, String)>,
     /// How long it lives, in whole seconds or as 90s, 1h30m; the server's default where not given
-    #[arg(long, value_name = "DURATION", value_parser = stackd_core::duration::parse)]
+    #[arg(long, value_name = "DURATION", value_parser = whole_seconds)]
     ttl: Option<Duration>,
     /// Whose stack it is: starts are shared out fairly between owners
     #[arg(long, value_name = "NAME")]
@@ -92,6 +92,15 @@ pub(super) async fn run(args: CreateArgs, api: &Api) -> anyhow::Result<()> {
         return Ok(());
     }
     out::write(show::details(vec![stack], args.output)?)
+}
+
+/// A length of time that the API can carry.
+fn whole_seconds(text: &str) -> Result<Duration, String> {
+    let duration = stackd_core::duration::parse(text).map_err(|error| error.to_string())?;
+    match duration.subsec_nanos() {
+        0 => Ok(duration),
+        _ => Err("a stack lives for whole seconds".to_owned()),
+    }
 }
 
 fn body(args: &CreateArgs) -> anyhow::Result<Value> {

@@ -138,20 +138,22 @@ async fn list(args: ListArgs, api: &Api) -> anyhow::Result<()> {
 }
 
 async fn delete(api: &Api, ids: &[String], ignore_not_found: bool) -> anyhow::Result<()> {
-    let mut missing = None;
+    let mut missing: Option<anyhow::Error> = None;
     for id in ids {
         match api.json(api.request(Method::DELETE, &["stacks", id])).await {
             Ok(_) => out::line(id)?,
             // The others go all the same.
             Err(error) if is_not_found(&error) => {
-                if !ignore_not_found {
-                    missing = Some(error.context(format!("{id} was not deleted")));
+                let error = error.context(format!("{id} was not deleted"));
+                // The last one is told by how the command ends.
+                if let Some(earlier) = missing.replace(error).filter(|_| !ignore_not_found) {
+                    eprintln!("error: {earlier:#}");
                 }
             }
             Err(error) => return Err(error.context(format!("{id} was not deleted"))),
         }
     }
-    missing.map_or(Ok(()), Err)
+    missing.filter(|_| !ignore_not_found).map_or(Ok(()), Err)
 }
 
 pub(super) fn is_not_found(error: &anyhow::Error) -> bool {

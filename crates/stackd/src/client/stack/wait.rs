@@ -52,14 +52,16 @@ pub(super) async fn until(
     until: For,
     timeout: Duration,
 ) -> anyhow::Result<Value> {
-    let deadline = Instant::now() + timeout;
+    // None: later than any clock goes.
+    let deadline = Instant::now().checked_add(timeout);
     let bar = progress();
     let word = match until {
         For::Running => "running",
         For::Ended => "ended",
     };
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = deadline
+            .map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()));
         let longest = if bar.is_hidden() { LONGEST_WAIT } else { SHOWN_WAIT };
         let step = left.min(longest).max(Duration::from_millis(1));
         let request = api
