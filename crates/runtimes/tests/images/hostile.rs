@@ -139,13 +139,13 @@ fn cases() -> Vec<(&'static str, Vec<u8>, &'static str)> {
         ("unknown kind", Tar::new().raw(b"x", b'9', b"", plain).bytes(), "is of an unknown kind"),
         (
             "user out of range",
-            Tar::new().raw(b"x", b'0', b"", |h| h.set_uid(65_536)).bytes(),
-            "belongs to user 65536; ids must be below 65536",
+            Tar::new().raw(b"x", b'0', b"", |h| h.set_uid(65_535)).bytes(),
+            "belongs to user 65535; ids must be below 65535",
         ),
         (
             "group out of range",
             Tar::new().pax(&[("gid", b"70000")]).raw(b"x", b'0', b"", plain).bytes(),
-            "belongs to group 70000; ids must be below 65536",
+            "belongs to group 70000; ids must be below 65535",
         ),
         (
             "long component",

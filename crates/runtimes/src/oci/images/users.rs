@@ -3,8 +3,11 @@
 //! The files are hostile text: bounded, parsed by hand, never handed to the C library's lookup,
 //! which would load code that the files name.
 
-/// One past the highest id that a container may use: a stack's range has as many.
-pub const ID_LIMIT: u32 = 65_536;
+use stackd_shim::protocol::IDS_PER_STACK;
+
+/// One past the highest id that a container may use. The last of a stack's range is mapped in no
+/// namespace: it owns them.
+pub const ID_LIMIT: u32 = IDS_PER_STACK - 1;
 
 /// The contents of an image's user files.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -155,6 +158,7 @@ mod tests {
             ("5000:5000", user(5000, 5000, &[], "/")),
             (":www", user(0, 34, &[], "/root")),
             ("1000", user(7, 8, &[], "/seven")),
+            ("65534:65534", user(65_534, 65_534, &[], "/")),
         ] {
             assert_eq!(files().resolve(text), Ok(expected), "{text:?}");
         }
@@ -165,7 +169,7 @@ mod tests {
         let text = |user: &str| files().resolve(user).unwrap_err().to_string();
         assert_eq!(text("nobody"), "the image's user \"nobody\" is not in its /etc/passwd");
         assert_eq!(text("web:nope"), "the image's group \"nope\" is not in its /etc/group");
-        for user in ["far", "65536", "1:65536", "4294967296"] {
+        for user in ["far", "65535", "1:65535", "65536", "4294967296"] {
             assert!(text(user).contains("out of range"), "{user}");
         }
     }
