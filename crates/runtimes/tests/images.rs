@@ -14,6 +14,7 @@ mod images {
     pub mod hostile;
     pub mod local;
     pub mod registry;
+    pub mod room;
     pub mod support;
     pub mod unpack;
 }

@@ -347,6 +347,10 @@ pub(crate) const SETTINGS: &[Setting] = settings! {
     /// Registries (`host` or `host:port`) that are asked by plain HTTP. Those on a loopback address
     /// are asked by HTTPS and, where they do not speak it, by plain HTTP.
     List "images.insecure_registries" "insecure-registry" "HOST";
+    /// Registries (`host` or `host:port`) that may have an address which is not public: a private or
+    /// a link's own one. So may those that another setting here names, or that `docker_config` has
+    /// credentials for. No other registry is asked at such an address.
+    List "images.internal_registries" "internal-registry" "HOST";
     /// Registries that images may be pulled from; empty means any. Images that were loaded or
     /// imported are not concerned.
     List "images.allowed_registries" "allowed-registry" "HOST";
@@ -358,7 +362,7 @@ pub(crate) const SETTINGS: &[Setting] = settings! {
     /// The platform of images, as `os/architecture` or `os/architecture/variant`; this machine's
     /// where absent.
     Text "images.platform" "platform" "OS/ARCH";
-    /// How many layers are downloaded at once, over all pulls.
+    /// How many layers are downloaded at once from one registry, over all pulls.
     Number "images.max_concurrent_downloads" "max-concurrent-downloads" "COUNT";
     /// How often a download that broke is taken up again without having advanced.
     Number "images.download_attempts" "download-attempts" "COUNT";
@@ -366,6 +370,19 @@ pub(crate) const SETTINGS: &[Setting] = settings! {
     Number "images.read_timeout_seconds" "registry-read-timeout" "SECONDS";
     /// Seconds that connecting to a registry may take.
     Number "images.connect_timeout_seconds" "registry-connect-timeout" "SECONDS";
+    /// Bytes a second, averaged over a minute, below which a download is given up. 0 asks for none.
+    Number "images.min_download_rate" "min-download-rate" "BYTES";
+    /// Seconds that one pull may take in all. What it has brought is kept for the next one.
+    Number "images.pull_timeout_seconds" "pull-timeout" "SECONDS";
+    /// Seconds that a pull goes on when nobody waits for it any more.
+    Number "images.abandoned_pull_seconds" "abandoned-pull" "SECONDS";
+    /// Bytes of the disk that images never take, but no more than a tenth of it. Where less is
+    /// free, pulled images that no stack uses go, the one that was used longest ago first.
+    Number "images.free_bytes" "image-free-bytes" "BYTES";
+    /// The most bytes that all pulled images may have together; half of the disk where absent.
+    /// Beyond it, those that no stack uses go in the same way. Loaded and imported images do not
+    /// count and never go by themselves.
+    Number "images.max_pulled_bytes" "max-pulled-bytes" "BYTES";
     /// The most bytes that the compressed layers of one image may have together.
     Number "images.max_download_bytes" "max-download-bytes" "BYTES";
     /// The most bytes that one image may have unpacked.

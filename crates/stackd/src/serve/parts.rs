@@ -63,6 +63,7 @@ pub(crate) async fn runtime(config: &Config, data: &DataDir) -> anyhow::Result<P
         Driver::Oci => {
             fit(&config.runtime.oci)?;
             let images = crate::local::image::open(config, data).await?;
+            images.tend();
             let oci = OciConfig {
                 data_dir: data.path().to_owned(),
                 default_disk_bytes: config.engine.container_disk_bytes(),

@@ -15,6 +15,7 @@ use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use super::disk::Disk;
 use super::error::ImageError;
 use super::model::{Compression, MAX_DOCUMENT_BYTES};
+use super::store::Tally;
 use super::unpack::{MAX_HEADER_BYTES, Meter, UnpackLimits};
 
 /// More members than any archive of images has.
@@ -139,7 +140,7 @@ fn spool(reader: &mut impl Read, disk: &Disk, limits: UnpackLimits) -> Result<Fi
     let mut file = disk.anonymous_file()?;
     let mut limited = reader.take(limits.max_bytes.saturating_add(1));
     let mut buffer = vec![0; 256 << 10];
-    let mut total = 0;
+    let (mut total, mut tally) = (0, Tally::default());
     loop {
         let n = match limited.read(&mut buffer) {
             Ok(0) => break,
@@ -157,6 +158,11 @@ fn spool(reader: &mut impl Read, disk: &Disk, limits: UnpackLimits) -> Result<Fi
         }
         io::Write::write_all(&mut file, &buffer[..n])
             .map_err(|e| ImageError::io("writing", Path::new("a temporary file"), &e))?;
+        if tally.is_due(n as u64)
+            && let Some(shortage) = disk.shortage()?
+        {
+            return Err(shortage.into());
+        }
     }
     file.seek(SeekFrom::Start(0)).map_err(damaged)?;
     Ok(file)

@@ -15,6 +15,10 @@ pub struct ImageConfig {
     /// Registries (`host` or `host:port`) that are asked by plain HTTP. Those on a loopback
     /// address are asked by HTTPS and, where they do not speak it, by plain HTTP.
     pub insecure_registries: Vec<String>,
+    /// Registries (`host` or `host:port`) that may have an address which is not public: a private or
+    /// a link's own one. So may those that another setting here names, or that `docker_config` has
+    /// credentials for. No other registry is asked at such an address.
+    pub internal_registries: Vec<String>,
     /// Registries that images may be pulled from; empty means any. Images that were loaded or
     /// imported are not concerned.
     pub allowed_registries: Vec<String>,
@@ -26,7 +30,7 @@ pub struct ImageConfig {
     /// The platform of images, as `os/architecture` or `os/architecture/variant`; this machine's
     /// where absent.
     pub platform: Option<String>,
-    /// How many layers are downloaded at once, over all pulls.
+    /// How many layers are downloaded at once from one registry, over all pulls.
     pub max_concurrent_downloads: usize,
     /// How often a download that broke is taken up again without having advanced.
     pub download_attempts: u32,
@@ -34,6 +38,19 @@ pub struct ImageConfig {
     pub read_timeout_seconds: u64,
     /// Seconds that connecting to a registry may take.
     pub connect_timeout_seconds: u64,
+    /// Bytes a second, averaged over a minute, below which a download is given up. 0 asks for none.
+    pub min_download_rate: u64,
+    /// Seconds that one pull may take in all. What it has brought is kept for the next one.
+    pub pull_timeout_seconds: u64,
+    /// Seconds that a pull goes on when nobody waits for it any more.
+    pub abandoned_pull_seconds: u64,
+    /// Bytes of the disk that images never take, but no more than a tenth of it. Where less is
+    /// free, pulled images that no stack uses go, the one that was used longest ago first.
+    pub free_bytes: u64,
+    /// The most bytes that all pulled images may have together; half of the disk where absent.
+    /// Beyond it, those that no stack uses go in the same way. Loaded and imported images do not
+    /// count and never go by themselves.
+    pub max_pulled_bytes: Option<u64>,
     /// The most bytes that the compressed layers of one image may have together.
     pub max_download_bytes: u64,
     /// The most bytes that one image may have unpacked.
@@ -52,6 +69,7 @@ impl Default for ImageConfig {
         Self {
             docker_config: None,
             insecure_registries: Vec::new(),
+            internal_registries: Vec::new(),
             allowed_registries: Vec::new(),
             mirrors: BTreeMap::new(),
             extra_ca: Vec::new(),
@@ -60,6 +78,11 @@ impl Default for ImageConfig {
             download_attempts: 5,
             read_timeout_seconds: 30,
             connect_timeout_seconds: 10,
+            min_download_rate: 4 << 10,
+            pull_timeout_seconds: 3600,
+            abandoned_pull_seconds: 60,
+            free_bytes: 2 * GIB,
+            max_pulled_bytes: None,
             max_download_bytes: 10 * GIB,
             max_unpacked_bytes: 20 * GIB,
             max_layer_entries: 1_000_000,

@@ -6,7 +6,8 @@
 //! names.json                      name → image
 //! layers/<diff id>/fs             a layer, unpacked, as overlayfs wants it
 //! layers/<diff id>/layer.json     its size
-//! partial/<blob digest>           a download that is under way or was broken off
+//! partial/<digest>                a download that is under way or was broken off, of a blob of
+//!                                 one registry
 //! tmp/                            emptied when the store is opened
 //! ```
 
@@ -23,7 +24,36 @@ use super::digest::Digest;
 use super::error::ImageError;
 
 /// How long a broken download is kept to be taken up again.
-const PARTIAL_KEPT: Duration = Duration::from_secs(24 * 3600);
+pub(super) const PARTIAL_KEPT: Duration = Duration::from_secs(24 * 3600);
+
+/// A share of the files that a disk can have stays free: one in so many.
+const FREE_FILES: u64 = 20;
+
+/// A broken download.
+#[derive(Debug)]
+pub(super) struct Partial {
+    /// What [`Disk::partial`] was given.
+    pub(super) of: Digest,
+    pub(super) bytes: u64,
+    pub(super) touched: SystemTime,
+    path: PathBuf,
+}
+
+impl Partial {
+    pub(super) fn is_older_than(&self, age: Duration) -> bool {
+        age.is_zero() || SystemTime::now().duration_since(self.touched).is_ok_and(|had| had > age)
+    }
+}
+
+/// Less is free than must stay free. The text is for the operator.
+#[derive(Debug)]
+pub(super) struct Shortage(String);
+
+impl From<Shortage> for ImageError {
+    fn from(Shortage(operator): Shortage) -> Self {
+        Self::NoRoom { operator }
+    }
+}
 
 /// What is known of an unpacked layer.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -39,13 +69,14 @@ pub(super) struct LayerFacts {
 #[derive(Debug, Clone)]
 pub(super) struct Disk {
     root: PathBuf,
+    free_bytes: u64,
 }
 
 impl Disk {
-    /// Makes the directories and removes what was left over.
-    pub(super) fn open(root: &Path) -> Result<Self, ImageError> {
+    /// Makes the directories and removes what was left over. `free_bytes` is the setting.
+    pub(super) fn open(root: &Path, free_bytes: u64) -> Result<Self, ImageError> {
         let root = std::path::absolute(root).map_err(|e| ImageError::io("opening", root, &e))?;
-        let disk = Self { root };
+        let disk = Self { root, free_bytes };
         make_dir(&disk.root)?;
         // A file system of set-id programs and hostile links is nothing for other users.
         let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
@@ -56,8 +87,45 @@ impl Disk {
         for dir in ["tmp", "images", "layers", "partial"] {
             make_dir(&disk.root.join(dir))?;
         }
-        disk.remove_partials(PARTIAL_KEPT)?;
+        for partial in disk.partials()?.iter().filter(|one| one.is_older_than(PARTIAL_KEPT)) {
+            disk.remove_partial(partial)?;
+        }
         Ok(disk)
+    }
+
+    fn usage(&self) -> Result<rustix::fs::StatVfs, ImageError> {
+        rustix::fs::statvfs(&self.root)
+            .map_err(|e| ImageError::io("measuring the disk of", &self.root, &e.into()))
+    }
+
+    /// The size of the file system.
+    pub(super) fn size_bytes(&self) -> Result<u64, ImageError> {
+        let usage = self.usage()?;
+        Ok(usage.f_blocks.saturating_mul(usage.f_frsize))
+    }
+
+    /// What is short, where the reserve of bytes or files is not free.
+    pub(super) fn shortage(&self) -> Result<Option<Shortage>, ImageError> {
+        let usage = self.usage()?;
+        let bytes = |blocks: u64| blocks.saturating_mul(usage.f_frsize);
+        let (free, least) =
+            (bytes(usage.f_bavail), self.free_bytes.min(bytes(usage.f_blocks) / 10));
+        // Some file systems do not count files.
+        let least_files = usage.f_files / FREE_FILES;
+        let disk = self.root.display();
+        Ok(if free < least {
+            Some(Shortage(format!(
+                "the disk of {disk} has {free} bytes free, and images leave {least} free; see \
+                 free_bytes in [images]"
+            )))
+        } else if usage.f_favail < least_files {
+            let files = usage.f_favail;
+            Some(Shortage(format!(
+                "the disk of {disk} has room for {files} files, and images leave it for {least_files}"
+            )))
+        } else {
+            None
+        })
     }
 
     /// A new path under `tmp/` that nobody else has.
@@ -142,25 +210,33 @@ impl Disk {
         Ok(names.iter().filter_map(|name| Digest::from_hex(name).ok()).collect())
     }
 
-    pub(super) fn partial(&self, blob: Digest) -> PathBuf {
-        self.root.join("partial").join(blob.hex())
+    /// Where a download goes.
+    pub(super) fn partial(&self, of: Digest) -> PathBuf {
+        self.root.join("partial").join(of.hex())
     }
 
-    /// Removes broken downloads that nobody has touched for so long; tells how many bytes.
-    pub(super) fn remove_partials(&self, untouched: Duration) -> Result<u64, ImageError> {
-        let dir = self.root.join("partial");
-        let mut freed = 0;
-        for name in list(&dir)? {
-            let path = dir.join(name);
+    /// All downloads that are under way or were broken off.
+    pub(super) fn partials(&self) -> Result<Vec<Partial>, ImageError> {
+        let mut partials = Vec::new();
+        for name in list(&self.root.join("partial"))? {
+            let Ok(of) = Digest::from_hex(&name) else { continue };
+            let path = self.partial(of);
+            // It may end at any moment.
             let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
-            let age =
-                metadata.modified().ok().and_then(|t| SystemTime::now().duration_since(t).ok());
-            if untouched.is_zero() || age.is_some_and(|age| age > untouched) {
-                fs::remove_file(&path).map_err(|e| ImageError::io("removing", &path, &e))?;
-                freed += metadata.len();
-            }
+            let touched = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+            partials.push(Partial { of, bytes: metadata.len(), touched, path });
         }
-        Ok(freed)
+        Ok(partials)
+    }
+
+    /// Removes a broken download.
+    pub(super) fn remove_partial(&self, partial: &Partial) -> Result<(), ImageError> {
+        match fs::remove_file(&partial.path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(ImageError::io("removing", &partial.path, &e))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The records of all images, with those that cannot be read named in the log.
@@ -195,6 +271,22 @@ impl Disk {
                 Err(ImageError::io("removing", &path, &e))
             }
             _ => Ok(()),
+        }
+    }
+
+    /// When an image was last used: its record's time of modification.
+    pub(super) fn last_use(&self, image: Digest) -> SystemTime {
+        let modified = fs::metadata(self.record_path(image)).and_then(|record| record.modified());
+        modified.unwrap_or(SystemTime::UNIX_EPOCH)
+    }
+
+    pub(super) fn set_last_use(&self, image: Digest, at: SystemTime) -> Result<(), ImageError> {
+        let path = self.record_path(image);
+        let set = File::options().write(true).open(&path).and_then(|file| file.set_modified(at));
+        match set {
+            // Removed meanwhile.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other.map_err(|e| ImageError::io("dating", &path, &e)),
         }
     }
 

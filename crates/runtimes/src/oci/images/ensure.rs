@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -10,6 +11,7 @@ use tokio::sync::watch;
 
 use super::digest::Digest;
 use super::error::ImageError;
+use super::pull::TOO_SLOW;
 use super::reference::ImageRef;
 use super::store::{ImageLease, ImageStore, Inner, Origin};
 
@@ -64,7 +66,7 @@ struct PullState {
 
 /// The pulls under way, by the key of their reference.
 #[derive(Debug, Default)]
-pub(super) struct Pulls(Mutex<HashMap<String, watch::Receiver<PullState>>>);
+pub(super) struct Pulls(Mutex<HashMap<String, Reporter>>);
 
 /// Where a pull tells how far it is.
 #[derive(Debug, Clone)]
@@ -73,6 +75,13 @@ pub(super) struct Reporter(Arc<watch::Sender<PullState>>);
 impl Reporter {
     pub(super) fn update(&self, change: impl FnOnce(&mut Progress)) {
         self.0.send_modify(|state| change(&mut state.progress));
+    }
+
+    fn too_slow(&self, image: &ImageRef, limit: Duration) -> ImageError {
+        let (reference, limit) = (image.familiar(), limit.as_secs());
+        let registry = self.0.borrow().progress.registry.clone();
+        let operator = format!("not done after {limit} s; see pull_timeout_seconds in [images]");
+        ImageError::Unreachable { reference, registry, why: TOO_SLOW, operator }
     }
 }
 
@@ -134,8 +143,8 @@ impl ImageStore {
         self.pull_shared(ImageRef::parse(reference)?, progress).await
     }
 
-    /// Joins the pull of this image that is under way, or starts one. It goes on when its waiters
-    /// leave: what it brings is kept.
+    /// Joins the pull of this image that is under way, or starts one. It goes on for a while when
+    /// its waiters leave, since others may come; what it has brought is kept.
     async fn pull_shared(
         &self,
         image: ImageRef,
@@ -187,6 +196,7 @@ impl Fallback {
             ImageError::Unreachable { .. } => self != Self::Nothing,
             ImageError::NotFound { .. }
             | ImageError::Denied { .. }
+            | ImageError::OutOfReach { .. }
             | ImageError::RegistryNotAllowed { .. } => self == Self::Absence,
             _ => false,
         }
@@ -207,17 +217,25 @@ impl Inner {
     fn join_pull(self: &Arc<Self>, image: ImageRef) -> watch::Receiver<PullState> {
         let key = image.key();
         let mut pulls = self.puller.pulls.0.lock();
-        if let Some(watcher) = pulls.get(&key) {
-            return watcher.clone();
+        if let Some(reporter) = pulls.get(&key) {
+            return reporter.0.subscribe();
         }
         let (sender, watcher) = watch::channel(PullState::default());
-        pulls.insert(key.clone(), watcher.clone());
         let reporter = Reporter(Arc::new(sender));
+        pulls.insert(key.clone(), reporter.clone());
         let inner = Arc::clone(self);
         tokio::spawn(async move {
             // Also when the pull panics, the next caller starts a new one.
-            let _forget = Forget { inner: Arc::clone(&inner), key };
-            let result = inner.pull(&image, &reporter).await;
+            let forget = Forget { inner: Arc::clone(&inner), key, reporter: reporter.clone() };
+            let limit = Duration::from_secs(inner.config.pull_timeout_seconds.max(1));
+            let result = tokio::select! {
+                result = tokio::time::timeout(limit, inner.pull(&image, &reporter)) => result,
+                () = forget.when_abandoned() => {
+                    tracing::info!(image = %image, "nobody waits for a pull; it is given up");
+                    return;
+                }
+            };
+            let result = result.unwrap_or_else(|_| Err(reporter.too_slow(&image, limit)));
             if let Err(error) = &result {
                 tracing::warn!(image = %image, error = error.operator(), "the pull failed");
             }
@@ -227,14 +245,37 @@ impl Inner {
     }
 }
 
+/// Takes a pull off the list of those under way.
 struct Forget {
     inner: Arc<Inner>,
     key: String,
+    reporter: Reporter,
+}
+
+impl Forget {
+    /// Completes when nobody has waited for the pull for some time. Then it is off the list, so
+    /// that nobody joins it any more.
+    async fn when_abandoned(&self) {
+        let patience = Duration::from_secs(self.inner.config.abandoned_pull_seconds);
+        loop {
+            self.reporter.0.closed().await;
+            tokio::time::sleep(patience).await;
+            let mut pulls = self.inner.puller.pulls.0.lock();
+            if self.reporter.0.is_closed() {
+                pulls.remove(&self.key);
+                return;
+            }
+        }
+    }
 }
 
 impl Drop for Forget {
     fn drop(&mut self) {
-        self.inner.puller.pulls.0.lock().remove(&self.key);
+        let mut pulls = self.inner.puller.pulls.0.lock();
+        // There may be a new one.
+        if pulls.get(&self.key).is_some_and(|other| Arc::ptr_eq(&other.0, &self.reporter.0)) {
+            pulls.remove(&self.key);
+        }
     }
 }
 

@@ -56,6 +56,18 @@ pub enum ImageError {
         /// Which registry.
         registry: String,
     },
+    /// Its registry leads to where nobody is asked from here.
+    #[error("{registry} may not be asked for image \"{reference}\": {why}")]
+    OutOfReach {
+        /// Which image.
+        reference: String,
+        /// Which registry.
+        registry: String,
+        /// What is wrong with the place.
+        why: &'static str,
+        /// Which place it is.
+        operator: String,
+    },
     /// The registry does not answer, or breaks off.
     #[error("{registry} cannot be reached for image \"{reference}\"{why}")]
     Unreachable {
@@ -112,6 +124,12 @@ pub enum ImageError {
         /// How many.
         leases: usize,
     },
+    /// The disk's reserve or the budget of pulled images is used up, by what cannot go.
+    #[error("there is no room for further images on this machine now")]
+    NoRoom {
+        /// Room for what, how much is there, and which setting says so.
+        operator: String,
+    },
     /// The store is at fault: its disk, or its contents.
     #[error("the image store failed")]
     Store {
@@ -146,7 +164,9 @@ impl ImageError {
     pub fn operator(&self) -> String {
         match self {
             Self::Denied { operator, .. }
+            | Self::OutOfReach { operator, .. }
             | Self::Unreachable { operator, .. }
+            | Self::NoRoom { operator }
             | Self::Credentials { operator, .. } => format!("{self}: {operator}"),
             Self::Store { operator, .. } => operator.clone(),
             _ => self.to_string(),
@@ -157,6 +177,7 @@ impl ImageError {
     pub const fn kind(&self) -> ErrorKind {
         match self {
             Self::Unreachable { .. } | Self::Store { disk_full: true, .. } => ErrorKind::Retry,
+            Self::NoRoom { .. } => ErrorKind::Saturated,
             Self::Store { .. } | Self::Credentials { .. } => ErrorKind::Failed,
             _ => ErrorKind::Rejected,
         }

@@ -18,7 +18,7 @@ use super::load::{Added, blocking, make_layer_root, make_record};
 use super::model::{Compression, ConfigDocument, Descriptor, OCI_LAYER_TAR, RootFs, RunConfig};
 use super::reference::ImageRef;
 use super::store::{ImageLayer, ImageStore, Inner, Origin};
-use super::unpack::{Unpacked, unpack_layer};
+use super::unpack::{Overseer, Unpacked, unpack_layer};
 
 /// How an imported image is named and how it wants to be run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -156,9 +156,18 @@ impl Inner {
         let root = made.path().join("fs");
         make_layer_root(&root)?;
         let what = format!("the root file system of {}", name.familiar());
-        let never = AtomicBool::new(false);
-        let Unpacked { diff_id, plain_bytes, unpacked_bytes, entries, .. } =
-            unpack_layer(&what, archive, compression, None, &root, self.unpack_limits(), &never)?;
+        let (never, keep_reserve) = (AtomicBool::new(false), || self.keep_reserve());
+        let overseer = Overseer::new(&never, &keep_reserve);
+        keep_reserve()?;
+        let Unpacked { diff_id, plain_bytes, unpacked_bytes, entries, .. } = unpack_layer(
+            &what,
+            archive,
+            compression,
+            None,
+            &root,
+            self.unpack_limits(),
+            &overseer,
+        )?;
         if entries == 0 {
             return Err(ImageError::refused(what, "it is empty"));
         }

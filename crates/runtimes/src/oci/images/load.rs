@@ -17,7 +17,7 @@ use super::error::ImageError;
 use super::model::{Compression, Descriptor, Manifest, OCI_CONFIG, OCI_LAYER_TAR, OCI_MANIFEST};
 use super::reference::ImageRef;
 use super::store::{ImageLayer, ImageLease, ImageStore, Inner, Origin, Record};
-use super::unpack::{Cancel, UnpackLimits, unpack_layer};
+use super::unpack::{Overseer, UnpackLimits, unpack_layer};
 
 /// How deep indexes may point to indexes.
 const MAX_INDEX_DEPTH: usize = 4;
@@ -321,7 +321,7 @@ impl Inner {
         compression: Compression,
         blob: Option<Digest>,
         room: &mut UnpackLimits,
-        cancel: &Cancel,
+        cancelled: &AtomicBool,
     ) -> Result<LayerFacts, ImageError> {
         let facts = match self.disk.layer(diff_id)? {
             Some(facts) => facts,
@@ -329,8 +329,11 @@ impl Inner {
                 let made = self.disk.temporary_dir()?;
                 let root = made.path().join("fs");
                 make_layer_root(&root)?;
+                let keep_reserve = || self.keep_reserve();
+                let overseer = Overseer::new(cancelled, &keep_reserve);
+                keep_reserve()?;
                 let unpacked =
-                    unpack_layer(what, open()?, compression, blob, &root, *room, cancel)?;
+                    unpack_layer(what, open()?, compression, blob, &root, *room, &overseer)?;
                 if unpacked.diff_id != diff_id {
                     return Err(ImageError::DigestMismatch {
                         what: format!("{what}, unpacked,"),
@@ -350,7 +353,8 @@ impl Inner {
         room.max_bytes = room.max_bytes.checked_sub(facts.unpacked_bytes).ok_or_else(|| {
             ImageError::refused(
                 what,
-                "unpacked, the image is larger than allowed; raise max_unpacked_bytes in [images]",
+                "unpacked, the image is larger than allowed; see max_unpacked_bytes and \
+                 max_pulled_bytes in [images]",
             )
         })?;
         Ok(facts)

@@ -11,7 +11,7 @@ use super::error::ImageError;
 use super::load::blocking;
 use super::model::RunConfig;
 use super::reference::{ImageRef, familiar};
-use super::store::{Image, ImageLayer, ImageStore, Inner, Name, Origin, State};
+use super::store::{Image, ImageLayer, ImageStore, Inner, Name, Origin, State, forget_oldest};
 
 /// An image as a list shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -163,6 +163,7 @@ impl Inner {
             for name in names {
                 all.insert(name.clone(), Name { image, origin, updated_at });
             }
+            forget_oldest(all);
         })
     }
 
@@ -217,7 +218,7 @@ impl Inner {
             removed.untagged = unused.iter().map(|name| familiar(name)).collect();
         }
         removed.freed_bytes = self.collect()?;
-        removed.freed_bytes += self.disk.remove_partials(std::time::Duration::ZERO)?;
+        removed.freed_bytes += self.remove_partials(std::time::Duration::ZERO)?;
         let state = self.state.read();
         removed.deleted = before.into_iter().filter(|d| !state.images.contains_key(d)).collect();
         removed.deleted.sort_unstable();

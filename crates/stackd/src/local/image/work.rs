@@ -96,6 +96,8 @@ pub(crate) fn failure(error: &ImageError) -> Failure {
         ),
         ImageError::RegistryNotAllowed { .. } => failure(Exit::Denied)
             .hint("images.allowed_registries in the configuration says which ones may be asked"),
+        ImageError::OutOfReach { .. } => with_cause(Exit::Denied)
+            .hint("a registry of an inner network is named with --internal-registry"),
         ImageError::Unreachable { .. } => with_cause(Exit::Unreachable)
             .hint("a registry that speaks only plain HTTP is named with --insecure-registry")
             .hint("without a network: `stackd image load` takes what `docker save` wrote"),
@@ -105,7 +107,7 @@ pub(crate) fn failure(error: &ImageError) -> Failure {
         ImageError::InUse { .. } => {
             failure(Exit::Busy).hint("--force lets it go with its last use")
         }
-        ImageError::Store { disk_full: true, .. } => {
+        ImageError::NoRoom { .. } | ImageError::Store { disk_full: true, .. } => {
             with_cause(Exit::Saturated).hint("`stackd image prune` frees what nothing uses")
         }
         ImageError::Store { .. } => with_cause(Exit::Failed),

@@ -4,14 +4,15 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use oci_spec::distribution::Reference;
 use parking_lot::Mutex;
-use reqwest::header::{ACCEPT, CONTENT_RANGE, RANGE};
-use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
+use reqwest::header::{ACCEPT, CONTENT_RANGE, LOCATION, RANGE};
+use reqwest::redirect::Policy;
+use reqwest::{Client, ClientBuilder, Method, RequestBuilder, Response, StatusCode, Url};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use serde::Deserialize;
@@ -25,14 +26,19 @@ use super::super::model::{
 };
 use super::super::reference::ImageRef;
 use super::auth::{self, Credentials};
+use super::reach::{self, Forbidden, Reach, Resolver, is_loopback};
 use super::token::{self, Authorization, LoginError};
 
 /// How long a small answer may take.
 const DOCUMENT_TIMEOUT: Duration = Duration::from_secs(60);
+/// By which registries say what they are.
+const REGISTRY_HEADER: &str = "docker-distribution-api-version";
 /// The most bytes that are read of an answer that says what is wrong.
 const MAX_ERROR_BYTES: u64 = 64 << 10;
 /// How many registries and repositories are remembered; more are begun anew.
 const MOST_KEPT: usize = 256;
+/// How often one request is sent on.
+const MOST_REDIRECTS: usize = 5;
 
 /// Who is asked for an image.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -60,6 +66,11 @@ struct Kept {
     http: Client,
     plain: bool,
     credentials: Credentials,
+    reach: Arc<Reach>,
+    /// Whether callers may learn what answers there: it is a registry, or nothing that they could
+    /// not reach by themselves. Else each of its answers reads as none, so that nobody finds out
+    /// by the name of an image which ports of this machine are open.
+    is_registry: Arc<AtomicBool>,
     /// What each repository wants to see.
     authorizations: Arc<Mutex<HashMap<String, Authorization>>>,
 }
@@ -86,8 +97,7 @@ impl Sessions {
         let kept = match kept.filter(|kept| kept.credentials == credentials) {
             Some(kept) => kept,
             None => {
-                let (http, plain) = connect(image, endpoint, config).await?;
-                let kept = Kept { http, plain, credentials, authorizations: Arc::default() };
+                let kept = connect(image, endpoint, credentials, config).await?;
                 let mut all = self.0.lock();
                 if all.len() >= MOST_KEPT {
                     all.clear();
@@ -114,23 +124,50 @@ pub fn install_tls_provider() {
 async fn connect(
     image: &ImageRef,
     endpoint: &Endpoint,
+    credentials: Credentials,
     config: &ImageConfig,
-) -> Result<(Client, bool), ImageError> {
+) -> Result<Kept, ImageError> {
     install_tls_provider();
     let authorities = read_authorities(config)?;
     let host = &endpoint.host;
-    let plain = config.insecure_registries.iter().any(|name| name == host)
-        || (is_loopback(host) && !speaks_tls(image, host, &authorities, config).await?);
-    let mut builder = Client::builder()
+    let configured = credentials != Credentials::Anonymous
+        || reach::is_configured(host, config)
+        || !endpoint.mirror && reach::is_configured(image.registry(), config);
+    let reach = |plain| Arc::new(Reach::new(host, plain, configured, config));
+    let insecure = config.insecure_registries.iter().any(|name| name == host);
+    let plain = insecure
+        || is_loopback(host) && {
+            let probe = client(&authorities, reach(false), config)?;
+            let limit = Duration::from_secs(config.connect_timeout_seconds.max(1));
+            let speaks =
+                tokio::time::timeout(limit, speaks_tls(image, host, &probe, configured)).await;
+            !speaks.unwrap_or(Ok(false))?
+        };
+    let reach = reach(plain);
+    let http = client(&authorities, Arc::clone(&reach), config)?;
+    let is_registry = Arc::new(AtomicBool::new(configured || !is_loopback(host)));
+    let authorizations = Arc::default();
+    Ok(Kept { http, plain, credentials, reach, is_registry, authorizations })
+}
+
+/// A client that goes where it may and follows nobody by itself.
+fn client(
+    authorities: &[Vec<u8>],
+    reach: Arc<Reach>,
+    config: &ImageConfig,
+) -> Result<Client, ImageError> {
+    let mut builder = ClientBuilder::new()
         .read_timeout(Duration::from_secs(config.read_timeout_seconds.max(1)))
         .connect_timeout(Duration::from_secs(config.connect_timeout_seconds.max(1)))
+        .redirect(Policy::none())
+        .dns_resolver(Resolver(reach))
         .user_agent(concat!("stackd/", env!("CARGO_PKG_VERSION")));
-    for authority in &authorities {
+    for authority in authorities {
         let certificate = reqwest::Certificate::from_der(authority)
             .map_err(|e| ImageError::store(format!("extra_ca in [images]: {}", chain(&e))))?;
         builder = builder.tls_certs_merge([certificate]);
     }
-    builder.build().map(|client| (client, plain)).map_err(|e| {
+    builder.build().map_err(|e| {
         ImageError::store(format!(
             "no client for registries (are the machine's certificate authorities installed? \
              Debian: apt-get install ca-certificates): {}",
@@ -153,38 +190,21 @@ fn read_authorities(config: &ImageConfig) -> Result<Vec<Vec<u8>>, ImageError> {
     Ok(all)
 }
 
-/// Whether `host[:port]` can only be this machine.
-fn is_loopback(host: &str) -> bool {
-    let name = match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
-        _ => host,
-    };
-    name == "localhost" || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
-}
-
 /// Tries TLS. A certificate that cannot be trusted is an error and no reason to go on without.
 async fn speaks_tls(
     image: &ImageRef,
     host: &str,
-    authorities: &[Vec<u8>],
-    config: &ImageConfig,
+    client: &Client,
+    configured: bool,
 ) -> Result<bool, ImageError> {
-    let mut builder = reqwest::Client::builder()
-        .timeout(Duration::from_secs(config.connect_timeout_seconds.max(1)));
-    for authority in authorities {
-        if let Ok(certificate) = reqwest::Certificate::from_der(authority) {
-            builder = builder.tls_certs_merge([certificate]);
-        }
-    }
-    // Without any authority on the machine, TLS is out of the question.
-    let Ok(client) = builder.build() else { return Ok(false) };
     match client.get(format!("https://{host}/v2/")).send().await {
         Ok(_) => Ok(true),
         Err(error) => match certificate_fault(&error) {
             Some(fault) => Err(ImageError::Unreachable {
                 reference: image.familiar(),
                 registry: host.to_owned(),
-                why: UNTRUSTED,
+                // Nobody has said yet that this is a registry.
+                why: if configured { UNTRUSTED } else { "" },
                 operator: format!(
                     "its certificate is not trusted ({fault}); see extra_ca in [images]"
                 ),
@@ -212,6 +232,8 @@ fn certificate_fault(error: &(dyn std::error::Error + 'static)) -> Option<String
 /// What a caller may know of why a registry cannot be reached.
 const UNTRUSTED: &str = ": its certificate is not trusted";
 const UNKNOWN_NAME: &str = ": its name cannot be resolved";
+/// A registry did not send enough, or not in time.
+pub(in super::super) const TOO_SLOW: &str = ": it sends too slowly";
 
 /// An error with everything behind it.
 pub(super) fn chain(error: &dyn std::error::Error) -> String {
@@ -281,23 +303,25 @@ impl Session {
         path: &str,
         dress: impl Fn(RequestBuilder) -> RequestBuilder,
     ) -> Result<Response, ImageError> {
-        let Kept { http, plain, credentials, authorizations } = &self.kept;
+        let Kept { http, plain, credentials, reach, authorizations, .. } = &self.kept;
         let repository = self.reference.repository();
         let scheme = if *plain { "http" } else { "https" };
         let mut url = format!("{scheme}://{}/v2/{repository}/{path}", self.host);
         if let Some(namespace) = self.reference.namespace() {
             url = format!("{url}?ns={namespace}");
         }
+        let url = Url::parse(&url).map_err(|e| self.unreachable(&format!("{url}: {e}")))?;
         let known = authorizations.lock().get(repository).cloned();
         let mut authorization = known.unwrap_or_else(|| Authorization::unasked(credentials));
         for attempt in 0.. {
-            let request = authorization.show(dress(http.request(method.clone(), &url)));
-            let response = request.send().await.map_err(|e| self.network(&e))?;
-            if response.status() != StatusCode::UNAUTHORIZED || attempt > 0 {
+            let response = self.send(&method, &url, &authorization, &dress).await?;
+            // What somebody else wants to see is none of the registry's.
+            let own = response.url().origin() == url.origin();
+            if response.status() != StatusCode::UNAUTHORIZED || !own || attempt > 0 {
                 return Ok(response);
             }
             let headers = response.headers();
-            authorization = token::log_in(http, *plain, credentials, repository, headers)
+            authorization = token::log_in(http, reach, credentials, repository, headers)
                 .await
                 .map_err(|error| match error {
                     LoginError::Denied(operator) => self.denied(operator),
@@ -312,6 +336,50 @@ impl Session {
         Err(self.denied("it asks again and again".to_owned()))
     }
 
+    /// Sends a request and goes where the answer leads, as far as that may be. Only the registry
+    /// itself is shown who asks.
+    async fn send(
+        &self,
+        method: &Method,
+        url: &Url,
+        authorization: &Authorization,
+        dress: &impl Fn(RequestBuilder) -> RequestBuilder,
+    ) -> Result<Response, ImageError> {
+        let Kept { http, reach, .. } = &self.kept;
+        let mut at = url.clone();
+        for _ in 0..=MOST_REDIRECTS {
+            reach.check(&at).map_err(|forbidden| self.out_of_reach(&forbidden))?;
+            let own = at.origin() == url.origin();
+            let request = dress(http.request(method.clone(), at.clone()));
+            let request = if own { authorization.show(request) } else { request };
+            let response = request.send().await.map_err(|e| self.network(&e))?;
+            if own && response.headers().contains_key(REGISTRY_HEADER) {
+                self.note_registry();
+            }
+            let next =
+                response.headers().get(LOCATION).filter(|_| response.status().is_redirection());
+            let Some(next) = next else { return Ok(response) };
+            let next = next.to_str().ok().and_then(|next| at.join(next).ok());
+            at = next.ok_or_else(|| self.unreachable("it redirects to what is no address"))?;
+        }
+        Err(self.unreachable("it redirects again and again"))
+    }
+
+    /// Notes that a registry answers there.
+    pub(super) fn note_registry(&self) {
+        self.kept.is_registry.store(true, Ordering::Relaxed);
+    }
+
+    /// An error as callers may learn it: of what is no registry, nothing.
+    pub(super) fn told(&self, error: ImageError) -> ImageError {
+        match error {
+            ImageError::Store { .. } | ImageError::NoRoom { .. } => error,
+            _ if self.kept.is_registry.load(Ordering::Relaxed) => error,
+            ImageError::Unreachable { operator, .. } => self.unreachable(&operator),
+            _ => self.unreachable(&error.operator()),
+        }
+    }
+
     /// The answer, where it is one; else what its refusal means for the image.
     async fn accepted(&self, response: Response) -> Result<Response, ImageError> {
         let status = response.status();
@@ -320,6 +388,9 @@ impl Session {
         }
         let body = read(response, MAX_ERROR_BYTES).await.unwrap_or_default();
         let refusal = serde_json::from_slice::<Refusal>(&body).ok();
+        if refusal.is_some() {
+            self.note_registry();
+        }
         let code = refusal.and_then(|refusal| Some(refusal.errors.into_iter().next()?.code));
         let code = code.unwrap_or_default();
         let operator = format!("it answered {status} {}", code.escape_default());
@@ -426,13 +497,25 @@ impl Session {
         self.not_reached("", operator.to_owned())
     }
 
-    fn not_reached(&self, why: &'static str, operator: String) -> ImageError {
+    pub(super) fn not_reached(&self, why: &'static str, operator: String) -> ImageError {
         let (reference, registry) = (self.what.clone(), self.host.clone());
         ImageError::Unreachable { reference, registry, why, operator }
     }
 
+    fn out_of_reach(&self, forbidden: &Forbidden) -> ImageError {
+        let (reference, registry) = (self.what.clone(), self.host.clone());
+        let why = match forbidden {
+            Forbidden::Inner(_) => "it leads to an address that is not public",
+            Forbidden::Plain(_) => "it leads to where there is no TLS",
+        };
+        ImageError::OutOfReach { reference, registry, why, operator: forbidden.to_string() }
+    }
+
     /// What became of a connection.
     pub(super) fn network(&self, error: &reqwest::Error) -> ImageError {
+        if let Some(forbidden) = reach::forbidden(error) {
+            return self.out_of_reach(forbidden);
+        }
         let text = chain(error);
         let why = match certificate_fault(error) {
             Some(_) => UNTRUSTED,
@@ -456,19 +539,4 @@ pub(super) async fn read(mut response: Response, most: u64) -> Result<Vec<u8>, r
         text.extend_from_slice(&chunk[..chunk.len().min(left(&text))]);
     }
     Ok(text)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn loopback_is_told_by_name_or_address() {
-        for host in ["localhost", "localhost:5000", "127.0.0.1", "127.9.9.9:1"] {
-            assert!(is_loopback(host), "{host}");
-        }
-        for host in ["docker.io", "localhost.example", "128.0.0.1:5000", "127.0.0.1.example:80"] {
-            assert!(!is_loopback(host), "{host}");
-        }
-    }
 }

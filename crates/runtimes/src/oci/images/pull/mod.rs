@@ -3,17 +3,25 @@
 //! A pull asks the mirrors of the image's registry in order, then the registry. Whoever is asked,
 //! content counts only by its digest. Layers come in parallel and are unpacked one after another,
 //! each in a thread that may wait for the disk; a layer that is here, or that another pull is
-//! bringing, is not brought again.
+//! bringing from the same place, is not brought again.
+//!
+//! Registries are hostile, and a pull is as slow as its registry. So none shares anything with
+//! another that it could hold: neither turns to download, nor half a download, nor the wait for a
+//! layer of which an image merely says that it is the same.
 
 mod auth;
 mod blob;
 mod client;
+mod pace;
+mod reach;
 mod token;
 
+pub(super) use self::client::TOO_SLOW;
 pub use self::client::install_tls_provider;
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::hash::Hash;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -22,8 +30,8 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
+use self::blob::Download;
 use self::client::{Endpoint, Session, Sessions};
-use super::config::ImageConfig;
 use super::digest::Digest;
 use super::document::{self, Document, Documents};
 use super::ensure::{LayerProgress, LayerStep, Pulls, Reporter};
@@ -38,37 +46,67 @@ use super::unpack::UnpackLimits;
 const LAYERS_AT_ONCE: usize = 8;
 /// How deep indexes may point to indexes.
 const MAX_INDEX_DEPTH: usize = 4;
+/// How many layers are unpacked at once, over all pulls: a decoder may hold 128 MiB. No registry can
+/// make that wait, since the archive is here.
+const UNPACKED_AT_ONCE: usize = 8;
 
 /// What pulls share.
 #[derive(Debug)]
 pub(super) struct Puller {
     pub(super) pulls: Pulls,
     sessions: Sessions,
-    downloads: Semaphore,
-    /// Who is bringing a layer; others wait for it.
-    bringing: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
+    /// The turns to download, by registry or mirror.
+    downloads: Each<String, Semaphore>,
+    /// Who is bringing a blob of a registry; others wait for it.
+    bringing: Each<Digest, tokio::sync::Mutex<()>>,
+    unpacking: Semaphore,
+}
+
+/// One for each key, as long as somebody has it.
+#[derive(Debug)]
+struct Each<K, T>(Mutex<HashMap<K, Weak<T>>>);
+
+impl<K: Eq + Hash, T> Each<K, T> {
+    fn of(&self, key: K, new: impl FnOnce() -> T) -> Arc<T> {
+        let mut all = self.0.lock();
+        all.retain(|_, one| one.strong_count() > 0);
+        if let Some(one) = all.get(&key).and_then(Weak::upgrade) {
+            return one;
+        }
+        let one = Arc::new(new());
+        all.insert(key, Arc::downgrade(&one));
+        one
+    }
+
+    /// Does something while nobody has the one of `key`, and nobody gets it.
+    fn unless_had<R>(&self, key: &K, work: impl FnOnce() -> R) -> Option<R> {
+        let all = self.0.lock();
+        let had = all.get(key).is_some_and(|one| one.strong_count() > 0);
+        (!had).then(work)
+    }
 }
 
 impl Puller {
-    pub(super) fn new(config: &ImageConfig) -> Self {
+    pub(super) fn new() -> Self {
         Self {
             pulls: Pulls::default(),
             sessions: Sessions::default(),
-            downloads: Semaphore::new(config.max_concurrent_downloads.max(1)),
-            bringing: Mutex::default(),
+            downloads: Each(Mutex::default()),
+            bringing: Each(Mutex::default()),
+            unpacking: Semaphore::new(UNPACKED_AT_ONCE),
         }
     }
 
-    fn bringing(&self, layer: Digest) -> Arc<tokio::sync::Mutex<()>> {
-        let mut all = self.bringing.lock();
-        all.retain(|_, lock| lock.strong_count() > 0);
-        if let Some(lock) = all.get(&layer).and_then(Weak::upgrade) {
-            return lock;
-        }
-        let lock = Arc::default();
-        all.insert(layer, Arc::downgrade(&lock));
-        lock
+    /// Does something with a broken download, unless somebody goes on with it.
+    pub(super) fn unless_brought<R>(&self, partial: Digest, work: impl FnOnce() -> R) -> Option<R> {
+        self.bringing.unless_had(&partial, work)
     }
+}
+
+/// The name of the download of a blob. What another registry has sent of it is of no use: it may be
+/// anything, and would be found out only at the end.
+fn partial_of(registry: &str, blob: Digest) -> Digest {
+    Digest::of(format!("{registry} {blob}").as_bytes())
 }
 
 /// Tells the threads of a pull that nobody waits for them any more.
@@ -103,7 +141,9 @@ impl Inner {
         let mirrors = self.config.mirrors.get(registry).map(Vec::as_slice).unwrap_or_default();
         for mirror in mirrors {
             match self.pull_from(image, &Endpoint::mirror(mirror), reporter).await {
-                Err(error) if !matches!(error, ImageError::Store { .. }) => {
+                Err(error)
+                    if !matches!(error, ImageError::Store { .. } | ImageError::NoRoom { .. }) =>
+                {
                     let error = error.operator();
                     tracing::info!(image = %image, mirror, error, "a mirror did not have it");
                 }
@@ -130,7 +170,7 @@ impl Inner {
             // A token that was given back or has expired early must not be used again.
             sessions.forget(endpoint);
         }
-        result
+        result.map_err(|error| session.told(error))
     }
 
     async fn pull_with(
@@ -153,14 +193,31 @@ impl Inner {
         let config = session.document(&manifest.config).await?;
         let documents =
             Documents::check(&what, text, manifest, config, &self.platform, &self.config)?;
-        let total: u64 = documents.manifest.layers.iter().map(|layer| layer.size).sum();
-        if total > self.config.max_download_bytes {
+        let mut sizes = documents.manifest.layers.iter().map(|layer| layer.size);
+        let total = sizes.try_fold(0, u64::checked_add);
+        let most = self.config.max_download_bytes.min(self.budget()?);
+        if total.is_none_or(|total| total > most) {
+            let total = total.map_or("too many".to_owned(), |total| total.to_string());
             return Err(ImageError::refused(
                 what,
-                format!("its layers have {total} bytes; raise max_download_bytes in [images]"),
+                format!(
+                    "its layers have {total} bytes and may have {most}; see max_download_bytes and \
+                     max_pulled_bytes in [images]"
+                ),
             ));
         }
-        let layers = self.bring_layers(session, &what, &documents, reporter).await?;
+        let layers = match self.bring_layers(session, &what, &documents, reporter).await {
+            // What has come so far is of use once the registry is back, and only then.
+            Err(error) if !matches!(error, ImageError::Unreachable { .. }) => {
+                let inner = Arc::clone(self);
+                if let Err(error) = blocking(move || inner.collect_if_settled()).await {
+                    let error = error.operator();
+                    tracing::warn!(error, "the layers of a failed pull could not be removed");
+                }
+                return Err(error);
+            }
+            brought => brought?,
+        };
         let record = Record {
             digest: documents.manifest_digest,
             aliases,
@@ -171,11 +228,12 @@ impl Inner {
         };
         let inner = Arc::clone(self);
         blocking(move || {
-            let lease = inner.commit(record, &names, Origin::Pulled)?;
+            let made = inner.make_room();
+            let made = made.and_then(|()| inner.commit(record, &names, Origin::Pulled));
             // Only now does the image itself keep its layers.
             drop(layers.pins);
             inner.collect_if_settled()?;
-            Ok(lease)
+            made
         })
         .await
     }
@@ -212,8 +270,12 @@ impl Inner {
         for _ in 0..MAX_INDEX_DEPTH {
             let text = session.manifest(pinned).await?;
             match document::parse(&what, &text)? {
-                Document::Manifest(manifest) => return Ok((aliases, text, manifest)),
+                Document::Manifest(manifest) => {
+                    session.note_registry();
+                    return Ok((aliases, text, manifest));
+                }
                 Document::Index(entries) => {
+                    session.note_registry();
                     aliases.push(Digest::of(&text));
                     let entry =
                         document::choose(&entries, &self.platform).map_err(|available| {
@@ -251,7 +313,9 @@ impl Inner {
         let cancel = Arc::new(AtomicBool::new(false));
         let _cancel = CancelOnDrop(Arc::clone(&cancel));
         // Unpacking is one after another: what one layer takes, the next one has less.
-        let room = Arc::new(tokio::sync::Mutex::new(self.unpack_limits()));
+        let mut limits = self.unpack_limits();
+        limits.max_bytes = limits.max_bytes.min(self.budget()?);
+        let room = Arc::new(tokio::sync::Mutex::new(limits));
         let mut bringing = Vec::new();
         for (position, (descriptor, compression, diff_id)) in layers.into_iter().enumerate() {
             let wanted = Wanted { position, descriptor, compression, diff_id };
@@ -281,35 +345,36 @@ impl Inner {
                 }
             });
         };
-        let bringing = self.puller.bringing(diff_id);
-        let _bringing = bringing.lock().await;
-
         let blob = descriptor.digest;
-        let partial = self.disk.partial(blob);
+        let of = partial_of(session.host(), blob);
+        let bringing = self.puller.bringing.of(of, Default::default).lock_owned().await;
+        let partial = self.disk.partial(of);
         if self.disk.layer(diff_id)?.is_none() {
-            let _download = self.puller.downloads.acquire().await;
-            let on_bytes = |n| report(LayerStep::Downloading, Some(n));
-            blob::download(session, blob, descriptor.size, &partial, &self.config, &on_bytes)
-                .await?;
+            let turns = || Semaphore::new(self.config.max_concurrent_downloads.max(1));
+            let turns = self.puller.downloads.of(session.host().to_owned(), turns);
+            let _download = turns.acquire().await;
+            let (inner, path) = (self, partial.as_path());
+            let on_bytes = &|n| report(LayerStep::Downloading, Some(n));
+            let size_bytes = descriptor.size;
+            Download { inner, session, blob, size_bytes, path, on_bytes }.run().await?;
         }
 
         let mut limits = Arc::clone(room).lock_owned().await;
+        let _unpacking = self.puller.unpacking.acquire().await;
         report(LayerStep::Unpacking, Some(descriptor.size));
         let (inner, cancel) = (Arc::clone(self), Arc::clone(cancel));
         let what = format!("layer {} of {what}", blob.short());
         let facts = blocking(move || {
+            // Also when the pull is given up, nobody else touches the file before this has ended.
+            let _bringing = bringing;
             let open = || File::open(&partial).map_err(|e| ImageError::io("opening", &partial, &e));
-            let result = inner.place_layer(
-                &what,
-                diff_id,
-                open,
-                compression,
-                Some(blob),
-                &mut limits,
-                &cancel,
-            );
-            // What turned out wrong must not be taken up again; what is in place is not needed.
-            if !matches!(result, Err(ImageError::Store { .. })) {
+            let result = inner.make_room().and_then(|()| {
+                let blob = Some(blob);
+                inner.place_layer(&what, diff_id, open, compression, blob, &mut limits, &cancel)
+            });
+            // What turned out wrong must not be taken up again; what is in place is not needed;
+            // and where there is no room, it takes some.
+            if !matches!(result, Err(ImageError::Store { disk_full: false, .. })) {
                 let _gone_already = std::fs::remove_file(&partial);
             }
             result

@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::auth::Credentials;
 use super::client::{chain, read};
+use super::reach::Reach;
 
 /// The most bytes of a token server's answer.
 const MAX_TOKEN_BYTES: u64 = 1 << 20;
@@ -47,7 +48,7 @@ pub(super) enum LoginError {
 /// the headers of its refusal.
 pub(super) async fn log_in(
     http: &Client,
-    plain: bool,
+    reach: &Reach,
     credentials: &Credentials,
     repository: &str,
     refusal: &HeaderMap,
@@ -67,12 +68,11 @@ pub(super) async fn log_in(
             _ => Err(denied("it wants to know who asks")),
         };
     };
-    let realm = Url::parse(&challenge.realm).ok().filter(|url| match url.scheme() {
-        "https" => true,
-        "http" => plain,
-        _ => false,
-    });
-    let realm = realm.ok_or_else(|| denied("its token server is not asked by TLS"))?;
+    let realm = Url::parse(&challenge.realm).map_err(|_| denied("its token server has no address"));
+    let realm = realm.and_then(|realm| match reach.check(&realm) {
+        Ok(()) => Ok(realm),
+        Err(forbidden) => Err(denied(&format!("its token server: {forbidden}"))),
+    })?;
     let scope = format!("repository:{repository}:pull");
     let about = [("service", challenge.service.as_str()), ("scope", scope.as_str())];
     let request = match credentials {

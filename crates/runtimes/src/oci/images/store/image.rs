@@ -2,8 +2,10 @@
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
+use std::time::SystemTime;
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::super::digest::Digest;
@@ -43,15 +45,34 @@ pub struct Image {
     document: ConfigDocument,
     layer_paths: Vec<PathBuf>,
     users: OnceLock<UserDatabase>,
+    last_use: Mutex<SystemTime>,
 }
 
 impl Image {
-    pub(super) fn from_record(record: Record, disk: &Disk) -> Result<Self, ImageError> {
+    pub(super) fn from_record(
+        record: Record,
+        disk: &Disk,
+        last_use: SystemTime,
+    ) -> Result<Self, ImageError> {
         let document = serde_json::from_str(&record.config)
             .map_err(|e| ImageError::store(format!("image {}: {e}", record.digest)))?;
         let layer_paths = record.layers.iter().map(|l| disk.layer_root(l.diff_id)).collect();
         let config_digest = Digest::of(record.config.as_bytes());
-        Ok(Self { record, config_digest, document, layer_paths, users: OnceLock::new() })
+        let (users, last_use) = (OnceLock::new(), Mutex::new(last_use));
+        Ok(Self { record, config_digest, document, layer_paths, users, last_use })
+    }
+
+    pub(super) fn last_use(&self) -> SystemTime {
+        *self.last_use.lock()
+    }
+
+    pub(super) fn note_use(&self) {
+        *self.last_use.lock() = SystemTime::now();
+    }
+
+    /// Bytes of its documents, which are held in memory.
+    pub(super) fn document_bytes(&self) -> usize {
+        self.record.manifest.len() + self.record.config.len()
     }
 
     /// The digest of its manifest, which is its identity.

@@ -36,6 +36,7 @@ impl Clone for ImageLease {
 
 impl Drop for ImageLease {
     fn drop(&mut self) {
+        self.image.note_use();
         let digest = self.image.digest();
         let orphaned = {
             let mut state = self.store.state.write();

@@ -7,11 +7,13 @@
 
 mod image;
 mod lease;
+mod room;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
 
 use jiff::Timestamp;
 use parking_lot::{Mutex, RwLock};
@@ -29,6 +31,7 @@ pub(super) use image::Record;
 pub use image::{Image, ImageLayer};
 pub use lease::ImageLease;
 pub(super) use lease::Pins;
+pub(super) use room::{Tally, forget_oldest};
 
 /// How an image came here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +82,8 @@ pub(super) struct Inner {
     /// Held while names or records are written, so that the files follow each other in order.
     pub(super) writing: Mutex<()>,
     pub(super) puller: Puller,
+    /// Held while something is given up for room, or several would give up something for the same.
+    giving_up: Mutex<()>,
     /// Whether all who use images have taken their leases. Until somebody says so, nothing is
     /// removed of its own accord: stacks outlive the process that knew what they use.
     settled: AtomicBool,
@@ -103,7 +108,7 @@ impl ImageStore {
             None => Platform::host(),
             Some(text) => Platform::parse(text).map_err(|e| ImageError::store(e.to_string()))?,
         };
-        let disk = Disk::open(root)?;
+        let disk = Disk::open(root, config.free_bytes)?;
         let mut state = State::default();
         for record in disk.records::<Record>()? {
             let digest = record.digest;
@@ -112,14 +117,14 @@ impl ImageStore {
                 tracing::warn!(image = %digest, "an image is damaged on disk and is forgotten");
                 continue;
             }
-            let image = Arc::new(Image::from_record(record, &disk)?);
+            let image = Arc::new(Image::from_record(record, &disk, disk.last_use(digest))?);
             state.aliases.extend(image.aliases().iter().map(|alias| (*alias, digest)));
             state.images.insert(digest, image);
         }
         let names = disk.read_names::<NamesFile>()?.unwrap_or_default().names;
         state.names =
             names.into_iter().filter(|(_, name)| state.images.contains_key(&name.image)).collect();
-        let puller = Puller::new(&config);
+        let puller = Puller::new();
         // The first use of the parser compiles it, which takes longer than a start should.
         let _warm = ImageRef::parse("a");
         Ok(Self {
@@ -130,6 +135,7 @@ impl ImageStore {
                 state: RwLock::new(state),
                 writing: Mutex::new(()),
                 puller,
+                giving_up: Mutex::new(()),
                 settled: AtomicBool::new(false),
             }),
         })
@@ -205,6 +211,7 @@ impl Inner {
         let mut state = self.state.write();
         let digest = find(&state)?;
         let image = Arc::clone(state.images.get(&digest)?);
+        image.note_use();
         *state.leases.entry(digest).or_default() += 1;
         Some(ImageLease { image, store: Arc::clone(self) })
     }
@@ -243,7 +250,7 @@ impl Inner {
             record.aliases.dedup();
             record.stored_at = known.stored_at();
         }
-        let image = Arc::new(Image::from_record(record, &self.disk)?);
+        let image = Arc::new(Image::from_record(record, &self.disk, SystemTime::now())?);
         self.disk.write_record(digest, &image.record)?;
         let lease = {
             let mut state = self.state.write();
@@ -257,6 +264,7 @@ impl Inner {
             for name in names {
                 all.insert(name.clone(), Name { image: digest, origin, updated_at });
             }
+            forget_oldest(all);
         })?;
         Ok(lease)
     }
@@ -283,6 +291,11 @@ impl Inner {
     /// bytes. Whoever asks for it knows that all leases are taken. Blocks on the disk.
     pub(super) fn collect(&self) -> Result<u64, ImageError> {
         self.settled.store(true, Ordering::Release);
+        self.sweep().map(|(_, freed_bytes)| freed_bytes)
+    }
+
+    /// The same, where it is known who uses what; tells how many layers and how many bytes.
+    fn sweep(&self) -> Result<(usize, u64), ImageError> {
         let mut trees = Vec::new();
         {
             let _writing = self.writing.lock();
@@ -312,12 +325,12 @@ impl Inner {
                 }
             }
         }
-        let mut freed_bytes = 0;
+        let (layers, mut freed_bytes) = (trees.len(), 0);
         for (path, bytes) in trees {
             remove_tree(&path)?;
             freed_bytes += bytes;
         }
-        Ok(freed_bytes)
+        Ok((layers, freed_bytes))
     }
 }
 

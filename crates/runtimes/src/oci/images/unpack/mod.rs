@@ -10,7 +10,7 @@
 mod meter;
 mod tree;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ffi::CString;
 use std::io::{self, BufReader, Read};
 use std::path::Path;
@@ -26,6 +26,7 @@ use self::tree::{Node, Tree};
 use super::digest::{Digest, HashingReader};
 use super::error::ImageError;
 use super::model::Compression;
+use super::store::Tally;
 use super::users::ID_LIMIT;
 
 /// The most bytes that the headers of one entry may have: names and attributes are held in memory.
@@ -55,8 +56,35 @@ pub(super) struct Unpacked {
     pub(super) entries: u64,
 }
 
-/// Whether somebody has given up; looked at for every entry and chunk.
-pub(super) type Cancel = AtomicBool;
+/// Who is asked whether to go on, for every entry and chunk.
+pub(super) struct Overseer<'a> {
+    cancelled: &'a AtomicBool,
+    keep_reserve: &'a dyn Fn() -> Result<(), ImageError>,
+    tally: Cell<Tally>,
+}
+
+/// What an entry takes of the disk, besides its content.
+const ENTRY_BYTES: u64 = 4 << 10;
+
+impl<'a> Overseer<'a> {
+    /// It ends when `cancelled` is set, or when `keep_reserve` fails, which is called now and then.
+    pub(super) fn new(
+        cancelled: &'a AtomicBool,
+        keep_reserve: &'a dyn Fn() -> Result<(), ImageError>,
+    ) -> Self {
+        Self { cancelled, keep_reserve, tally: Cell::default() }
+    }
+
+    fn wrote(&self, bytes: u64) -> Result<(), Fault> {
+        if self.cancelled.load(Ordering::Relaxed) {
+            return Err(Fault::Cancelled);
+        }
+        let mut tally = self.tally.take();
+        let due = tally.is_due(bytes);
+        self.tally.set(tally);
+        if due { (self.keep_reserve)().map_err(Fault::Reserve) } else { Ok(()) }
+    }
+}
 
 /// A fault of one archive, before it is known what the archive is.
 #[derive(Debug)]
@@ -67,6 +95,8 @@ pub(super) enum Fault {
     Read(io::Error),
     /// The disk.
     Write(String, io::Error),
+    /// The disk's reserve is touched.
+    Reserve(ImageError),
     Cancelled,
 }
 
@@ -113,7 +143,7 @@ pub(super) fn unpack_layer<R: Read>(
     expected_blob: Option<Digest>,
     root: &Path,
     limits: UnpackLimits,
-    cancel: &Cancel,
+    overseer: &Overseer<'_>,
 ) -> Result<Unpacked, ImageError> {
     let to_error = |fault: Fault| match fault {
         Fault::Refused(reason) => ImageError::refused(what, reason),
@@ -121,14 +151,15 @@ pub(super) fn unpack_layer<R: Read>(
         Fault::Write(path, error) => {
             ImageError::io("unpacking", &root.join(path.trim_start_matches('/')), &error)
         }
+        Fault::Reserve(error) => error,
         Fault::Cancelled => ImageError::store(format!("unpacking {what} was cancelled")),
     };
     let blob = Rc::new(RefCell::new(HashingReader::new(archive)));
-    let result = unpack_compressed(&blob, compression, root, limits, cancel);
+    let result = unpack_compressed(&blob, compression, root, limits, overseer);
     let blob = Rc::try_unwrap(blob)
         .map_err(|_| ImageError::store("a decoder outlived its archive"))?
         .into_inner();
-    if let Err(fault @ (Fault::Cancelled | Fault::Write(..))) = result {
+    if let Err(fault @ (Fault::Cancelled | Fault::Reserve(_) | Fault::Write(..))) = result {
         return Err(to_error(fault));
     }
     if let Some(expected) = expected_blob {
@@ -146,21 +177,21 @@ fn unpack_compressed<R: Read>(
     compression: Compression,
     root: &Path,
     limits: UnpackLimits,
-    cancel: &Cancel,
+    overseer: &Overseer<'_>,
 ) -> Result<Unpacked, Fault> {
     let meter = Meter::new(limits);
     let source = BufReader::with_capacity(64 << 10, meter.compressed(Shared(Rc::clone(blob))));
     match compression {
-        Compression::Plain => unpack_tar(source, &meter, root, limits, cancel),
+        Compression::Plain => unpack_tar(source, &meter, root, limits, overseer),
         Compression::Gzip => {
             let decoder = flate2::bufread::MultiGzDecoder::new(source);
-            unpack_tar(decoder, &meter, root, limits, cancel)
+            unpack_tar(decoder, &meter, root, limits, overseer)
         }
         Compression::Zstd => {
             let mut decoder =
                 zstd::stream::read::Decoder::with_buffer(source).map_err(Fault::of_read)?;
             decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(Fault::of_read)?;
-            unpack_tar(decoder, &meter, root, limits, cancel)
+            unpack_tar(decoder, &meter, root, limits, overseer)
         }
     }
 }
@@ -170,7 +201,7 @@ fn unpack_tar<R: Read>(
     meter: &Meter,
     root: &Path,
     limits: UnpackLimits,
-    cancel: &Cancel,
+    overseer: &Overseer<'_>,
 ) -> Result<Unpacked, Fault> {
     let mut tree = Tree::open(root)?;
     let mut archive = tar::Archive::new(HashingReader::new(meter.plain(plain)));
@@ -182,9 +213,7 @@ fn unpack_tar<R: Read>(
             meter.expect_headers(MAX_HEADER_BYTES);
             let Some(entry) = iterator.next() else { break };
             let mut entry = entry.map_err(Fault::of_read)?;
-            if cancel.load(Ordering::Relaxed) {
-                return Err(Fault::Cancelled);
-            }
+            overseer.wrote(ENTRY_BYTES)?;
             entries += 1;
             if entries > limits.max_entries {
                 let max = limits.max_entries;
@@ -192,7 +221,7 @@ fn unpack_tar<R: Read>(
             }
             meter.expect_data();
             let room = limits.max_bytes.saturating_sub(unpacked_bytes);
-            unpacked_bytes += unpack_entry(&mut tree, &mut entry, room, cancel)?;
+            unpacked_bytes += unpack_entry(&mut tree, &mut entry, room, overseer)?;
         }
     }
     tree.finish()?;
@@ -267,7 +296,7 @@ fn unpack_entry<R: Read>(
     tree: &mut Tree,
     entry: &mut tar::Entry<'_, R>,
     room_bytes: u64,
-    cancel: &Cancel,
+    overseer: &Overseer<'_>,
 ) -> Result<u64, Fault> {
     let header = entry.header();
     let kind = header.entry_type();
@@ -316,12 +345,12 @@ fn unpack_entry<R: Read>(
             if size > room_bytes {
                 return Err(Fault::Refused(format!(
                     "unpacked, the image would be larger than allowed (entry \"{}\" has {size} \
-                     bytes); raise max_unpacked_bytes in [images]",
+                     bytes); see max_unpacked_bytes and max_pulled_bytes in [images]",
                     shown(&name)
                 )));
             }
             let sparse = kind == EntryType::GNUSparse;
-            tree.file(&name, parents, last, node, entry, size, sparse, cancel).map(|()| size)
+            tree.file(&name, parents, last, node, entry, size, sparse, overseer).map(|()| size)
         }
         EntryType::Symlink => {
             let target = entry.link_name_bytes().unwrap_or_default().into_owned();

@@ -9,19 +9,20 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
-use std::sync::atomic::Ordering;
 
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags,
 };
 use rustix::io::Errno;
 
-use super::{Cancel, Fault};
+use super::{Fault, Overseer};
 
 /// The longest name of a file, as of the kernel.
 const MAX_NAME_BYTES: usize = 255;
 /// The longest path, below the kernel's by what may be put in front of it.
 const MAX_PATH_BYTES: usize = 3500;
+/// The most bytes of the paths of all directories, which are remembered until the end.
+const MAX_REMEMBERED_BYTES: usize = 16 << 20;
 /// How overlayfs marks a directory that hides those below it.
 const OPAQUE: &str = "trusted.overlay.opaque";
 
@@ -105,13 +106,15 @@ pub(super) struct Tree {
     parent: Option<(Vec<u8>, OwnedFd)>,
     /// Times of directories are set at the end, since every file made in one changes them.
     directory_times: Vec<(Vec<u8>, Timespec)>,
+    /// Bytes of the paths in it.
+    remembered_bytes: usize,
 }
 
 impl Tree {
     pub(super) fn open(root: &Path) -> Result<Self, Fault> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let root = rustix::fs::open(root, flags, Mode::empty()).map_err(write_fault(b"/"))?;
-        Ok(Self { root, parent: None, directory_times: Vec::new() })
+        Ok(Self { root, parent: None, directory_times: Vec::new(), remembered_bytes: 0 })
     }
 
     fn open_beneath(&self, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
@@ -236,6 +239,10 @@ impl Tree {
         let fd = rustix::fs::openat(parent, last, flags, Mode::empty()).map_err(&fault)?;
         set_directory(fd.as_fd(), &node).map_err(&fault)?;
         let path = parents.iter().chain([&last]).copied().collect::<Vec<_>>().join(&b'/');
+        self.remembered_bytes += path.len();
+        if self.remembered_bytes > MAX_REMEMBERED_BYTES {
+            return Err(Fault::Refused("its directories have too many long names".to_owned()));
+        }
         self.directory_times.push((path, node.mtime));
         Ok(())
     }
@@ -250,7 +257,7 @@ impl Tree {
         content: &mut impl Read,
         size: u64,
         sparse: bool,
-        cancel: &Cancel,
+        overseer: &Overseer<'_>,
     ) -> Result<(), Fault> {
         let fault = write_fault(name);
         self.clear(name, parents, last)?;
@@ -259,7 +266,7 @@ impl Tree {
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(parent, last, flags, mode(0o600)).map_err(&fault)?;
         let mut file = File::from(fd);
-        copy(name, content, &mut file, size, sparse, cancel)?;
+        copy(name, content, &mut file, size, sparse, overseer)?;
         let (uid, gid) = owner(&node);
         // Changing the owner clears set-id bits, so the mode comes after it.
         rustix::fs::fchown(&file, uid, gid).map_err(&fault)?;
@@ -431,15 +438,12 @@ fn copy(
     file: &mut File,
     size: u64,
     sparse: bool,
-    cancel: &Cancel,
+    overseer: &Overseer<'_>,
 ) -> Result<(), Fault> {
     let write_error = |error: io::Error| Fault::Write(super::shown(name), error);
     let mut buffer = vec![0; usize::try_from(size.clamp(1, 64 << 10)).unwrap_or(64 << 10)];
     let mut left = size;
     while left > 0 {
-        if cancel.load(Ordering::Relaxed) {
-            return Err(Fault::Cancelled);
-        }
         let wanted = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
         let n = match content.read(&mut buffer[..wanted]) {
             Ok(0) => return Err(Fault::entry(name, "ends before its declared size")),
@@ -454,9 +458,29 @@ fn copy(
             file.write_all(chunk).map_err(write_error)?;
         }
         left -= n as u64;
+        overseer.wrote(n as u64)?;
     }
     if sparse {
         file.set_len(size).map_err(write_error)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_remembered_of_directories_is_bounded() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut tree = Tree::open(dir.path()).unwrap();
+        let long = "d".repeat(250);
+        let parents: Vec<&[u8]> = vec![long.as_bytes(); 12];
+        let mtime = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let node = Node { mode: 0o755, uid: 0, gid: 0, mtime, xattrs: &[] };
+        // An archive of this compresses to next to nothing.
+        let refused = (0..MAX_REMEMBERED_BYTES / 3000)
+            .find_map(|_| tree.directory(b"d", &parents, long.as_bytes(), node).err());
+        assert!(matches!(refused, Some(Fault::Refused(_))), "{refused:?}");
+    }
 }
