@@ -125,6 +125,9 @@ async fn what_one_stack_holds_is_not_taken_from_another() {
         assert!(left >= 16, "the neighbour gets {kind} too: {said:?}, while {held}");
         holder.kill().await.expect("it ends");
     }
+    // Of these the machine has one number for all, so a stack gets none.
+    let said = probe(&server, &hostile, &["aio".to_owned()]).await.expect("an answer");
+    assert_eq!(said.verdict, stackd_probe::Verdict::Denied, "{said:?}");
     server.finish().await;
 }
 

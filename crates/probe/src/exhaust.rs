@@ -84,6 +84,29 @@ pub(super) fn pipes(hold: bool) -> Outcome {
     })
 }
 
+/// Takes contexts of asynchronous I/O, of which the whole machine has `fs.aio-max-nr`.
+pub(super) fn aio() -> Outcome {
+    const EVENTS: libc::c_long = 1024;
+    const BOUND: usize = 1024;
+    let mut contexts = 0;
+    loop {
+        let mut context: libc::c_ulong = 0;
+        // SAFETY: the kernel writes one number, for which there is room.
+        if unsafe { libc::syscall(libc::SYS_io_setup, EVENTS, &raw mut context) } < 0 {
+            let error = std::io::Error::last_os_error();
+            return match contexts {
+                0 => Outcome::Denied(format!("io_setup: {error}")),
+                // No limit but the machine's stops it.
+                _ => Outcome::Allowed(format!("{contexts} contexts, then: {error}")),
+            };
+        }
+        contexts += 1;
+        if contexts == BOUND {
+            return Outcome::Allowed(format!("{contexts} contexts"));
+        }
+    }
+}
+
 /// Writes a file until there is no room.
 pub(super) fn disk(directory: &str, hold: bool) -> Outcome {
     const BOUND_MIB: u64 = 8 << 10;

@@ -113,6 +113,7 @@ pub fn run(name: &str, arguments: &[&str]) -> ExitCode {
         ("fork-bomb", None) => exhaust::processes(),
         ("inotify", None) => exhaust::inotify(hold),
         ("pipes", None) => exhaust::pipes(hold),
+        ("aio", None) => exhaust::aio(),
         ("disk-filler", _) => exhaust::disk(first.unwrap_or("/tmp"), hold),
         ("inode-filler", _) => exhaust::inodes(first.unwrap_or("/tmp"), hold),
         _ => {

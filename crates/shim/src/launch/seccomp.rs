@@ -5,8 +5,9 @@
 //! What is refused on purpose, though some programs try it: making namespaces and mounting, kernel
 //! keys, BPF, performance events, `userfaultfd`, `io_uring`, modules, `kexec`, clocks, swap, and
 //! sockets that reach past the network namespace (`AF_VSOCK` and all rare families). Calls are
-//! refused with `EPERM`, those newer than this list with `ENOSYS`, on which programs fall back;
-//! so is `clone3`, whose arguments a filter cannot see.
+//! refused with `EPERM`, those newer than this list with `ENOSYS`, on which programs fall back.
+//! So is `clone3`, whose arguments a filter cannot see, and `io_setup`: what it takes is counted in
+//! one number for the whole machine (`fs.aio-max-nr`), which one stack could use up.
 
 use libc::sock_filter;
 
@@ -63,8 +64,8 @@ const ALLOWED: &[Call] = calls![
     SYS_umask SYS_getxattr SYS_lgetxattr SYS_fgetxattr SYS_setxattr SYS_lsetxattr SYS_fsetxattr
     SYS_listxattr SYS_llistxattr SYS_flistxattr SYS_removexattr SYS_lremovexattr
     SYS_fremovexattr SYS_name_to_handle_at SYS_inotify_init1 SYS_inotify_add_watch
-    SYS_inotify_rm_watch SYS_memfd_create SYS_io_setup SYS_io_destroy SYS_io_submit
-    SYS_io_cancel SYS_io_getevents
+    SYS_inotify_rm_watch SYS_memfd_create SYS_io_destroy SYS_io_submit SYS_io_cancel
+    SYS_io_getevents
     // Memory.
     SYS_brk SYS_mmap SYS_munmap SYS_mremap SYS_mprotect SYS_madvise SYS_mincore SYS_msync
     SYS_mlock SYS_mlock2 SYS_munlock SYS_mlockall SYS_munlockall SYS_membarrier
@@ -144,7 +145,7 @@ pub(super) fn always_allowed() -> impl Iterator<Item = &'static Call> {
 
 /// Every call that is looked at more closely.
 pub(super) const LOOKED_AT: &[Call] =
-    calls![SYS_clone SYS_clone3 SYS_unshare SYS_socket SYS_personality SYS_ioctl];
+    calls![SYS_clone SYS_clone3 SYS_unshare SYS_socket SYS_personality SYS_ioctl SYS_io_setup];
 
 /// What becomes of the call of this number.
 pub(super) fn rule(number: u32) -> Rule {
@@ -154,9 +155,10 @@ pub(super) fn rule(number: u32) -> Rule {
     const SOCKET: u32 = libc::SYS_socket as u32;
     const PERSONALITY: u32 = libc::SYS_personality as u32;
     const IOCTL: u32 = libc::SYS_ioctl as u32;
+    const IO_SETUP: u32 = libc::SYS_io_setup as u32;
     match number {
         CLONE => Rule::WithoutBits(NEW_NAMESPACES),
-        CLONE3 => Rule::Refuse(ENOSYS),
+        CLONE3 | IO_SETUP => Rule::Refuse(ENOSYS),
         UNSHARE => Rule::WithoutBits(NEW_NAMESPACES | NEW_TIME_NAMESPACE),
         SOCKET => Rule::Only(0, SOCKET_FAMILIES),
         PERSONALITY => Rule::Only(0, PERSONALITIES),
@@ -344,6 +346,7 @@ mod tests {
             (libc::SYS_bpf, [0, 0], refused),
             (libc::SYS_keyctl, [0, 0], refused),
             (libc::SYS_io_uring_setup, [0, 0], refused),
+            (libc::SYS_io_setup, [128, 0], RET_ERRNO | ENOSYS),
             (libc::SYS_userfaultfd, [0, 0], refused),
             (0x4000_0000 + 1, [0, 0], RET_ERRNO | ENOSYS),
         ];

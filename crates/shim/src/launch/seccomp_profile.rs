@@ -115,10 +115,21 @@ mod tests {
             ("ioctl", [0, 0x5413], allow),
             ("ioctl", [0, 0x5412], refuse),
             ("ioctl", [0, 0x541c], refuse),
+            ("io_setup", [128, 0], refuse),
             // The kernel sees the same number.
             ("ioctl", [0, 1 << 32 | 0x5412], refuse),
         ] {
             assert_eq!(verdict(&profile, name, args), expected, "{name} {args:x?}");
+        }
+    }
+
+    #[test]
+    fn calls_on_which_programs_fall_back_say_that_there_is_no_such_call() {
+        let profile = profile();
+        for name in ["clone3", "io_setup"] {
+            let named = |rule: &&Value| rule["names"] == json!([name]);
+            let rule = profile["syscalls"].as_array().unwrap().iter().find(named).unwrap();
+            assert_eq!(rule["errnoRet"], json!(libc::ENOSYS), "{name}");
         }
     }
 
