@@ -169,6 +169,9 @@ impl Group {
             } else {
                 set("memory", "memory.limit_in_bytes", &bytes)?;
                 set_if_there("memory", "memory.memsw.limit_in_bytes", &bytes)?;
+                // What sockets hold counts only where it has a limit, and then beside the other
+                // memory. A group without one would have the machine's.
+                set_if_there("memory", "memory.kmem.tcp.limit_in_bytes", &bytes)?;
             }
         }
         if limits.cpu_milli > 0 {
@@ -439,7 +442,11 @@ mod tests {
     fn version_1_is_limited_in_each_tree() {
         let directory = tempfile::tempdir().unwrap();
         let trees = [
-            ("memory", &["memory.limit_in_bytes", "memory.oom_control"][..]),
+            (
+                "memory",
+                &["memory.limit_in_bytes", "memory.kmem.tcp.limit_in_bytes", "memory.oom_control"]
+                    [..],
+            ),
             ("cpu", &["cpu.cfs_quota_us", "cpu.shares"]),
             ("pids", &["pids.max"]),
         ];
@@ -454,6 +461,7 @@ mod tests {
         let stack = parent.unwrap().child("stack-1", LIMITS).unwrap();
         let read = |path: &str| std::fs::read_to_string(directory.path().join(path)).unwrap();
         assert_eq!(read("memory/stackd/stack-1/memory.limit_in_bytes"), "67108864");
+        assert_eq!(read("memory/stackd/stack-1/memory.kmem.tcp.limit_in_bytes"), "67108864");
         assert_eq!(read("cpu/stackd/stack-1/cpu.cfs_quota_us"), "25000");
         assert_eq!(read("cpu/stackd/stack-1/cpu.shares"), "256");
         assert_eq!(read("pids/stackd/stack-1/pids.max"), "32");
