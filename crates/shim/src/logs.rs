@@ -2,18 +2,57 @@
 //! <F|P> <text>`, where `P` says that the line goes on in the next. A file that has reached its
 //! size becomes `….1` and the one before it goes. The bytes are the stack's own; nothing here
 //! trusts them.
+//!
+//! An empty line takes one byte to write and some forty to keep, and this process works outside of
+//! the stack's CPU limit. So a stack has a [`Budget`] for its logs; when that is spent nothing is
+//! read, and who writes on waits.
 
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use stackd_core::runtime::LogStream;
 
 /// A line is cut here, as other engines do.
 const LINE_BYTES: usize = 16 << 10;
-/// How much one turn may read.
-const TURN_BYTES: usize = 256 << 10;
+/// How much is read at once.
+const READ_BYTES: usize = 16 << 10;
+/// How often the last of an output is read: a pipe can be made to hold 1 MiB.
+const LAST_TURNS: usize = (1 << 20) / READ_BYTES + 1;
+/// What a stack may write in a second, as it is kept.
+const BUDGET_BYTES_PER_SECOND: u32 = 4 << 20;
+/// What a turn costs at least: to be woken up for one byte is work, too.
+const LEAST_COST_BYTES: usize = 1 << 10;
+
+/// What the logs of a stack may cost. What is spent beyond it is owed.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    /// When all that was spent will have been earned.
+    paid: Instant,
+}
+
+impl Budget {
+    pub(crate) fn new() -> Self {
+        Self { paid: Instant::now() }
+    }
+
+    /// Spends on a turn that has kept so many bytes. How long to wait before the next, if at all:
+    /// what a second earns may be spent at once.
+    pub(crate) fn spend(&mut self, kept: usize) -> Option<Duration> {
+        self.spend_at(kept, Instant::now())
+    }
+
+    fn spend_at(&mut self, kept: usize, now: Instant) -> Option<Duration> {
+        let bytes = u32::try_from(kept.max(LEAST_COST_BYTES)).unwrap_or(u32::MAX);
+        let price = Duration::from_secs(1) * bytes / BUDGET_BYTES_PER_SECOND;
+        self.paid = self.paid.max(now) + price;
+        self.paid
+            .checked_duration_since(now + Duration::from_secs(1))
+            .filter(|wait| !wait.is_zero())
+    }
+}
 
 /// The file of a container.
 #[derive(Debug)]
@@ -32,14 +71,35 @@ impl LogFile {
         Self { path, file: None, bytes, most }
     }
 
-    /// Appends lines. What cannot be kept, because the disk of the machine is full, is lost: a
-    /// workload must not stand still for its logs.
-    fn append(&mut self, lines: &[u8]) {
-        if self.bytes + lines.len() as u64 > self.most && self.bytes > 0 {
-            self.file = None;
-            let _ = std::fs::rename(&self.path, self.path.with_extension("log.1"));
-            self.bytes = 0;
+    /// Appends whole lines, in as many files as they take. What cannot be kept, because the disk of
+    /// the machine is full, is lost: a workload must not stand still for that.
+    fn append(&mut self, mut lines: &[u8]) {
+        while !lines.is_empty() {
+            let room = usize::try_from(self.most.saturating_sub(self.bytes)).unwrap_or(usize::MAX);
+            let end = |bytes: &[u8]| bytes.iter().rposition(|b| *b == b'\n').map(|at| at + 1);
+            let fits = if lines.len() <= room { Some(lines.len()) } else { end(&lines[..room]) };
+            let now = match fits {
+                Some(fits) => fits,
+                None if self.bytes > 0 => {
+                    self.rotate();
+                    continue;
+                }
+                // One line that is longer than a file may be is kept all the same.
+                None => lines.iter().position(|b| *b == b'\n').map_or(lines.len(), |at| at + 1),
+            };
+            let (now, later) = lines.split_at(now);
+            self.write(now);
+            lines = later;
         }
+    }
+
+    fn rotate(&mut self) {
+        self.file = None;
+        let _ = std::fs::rename(&self.path, self.path.with_extension("log.1"));
+        self.bytes = 0;
+    }
+
+    fn write(&mut self, lines: &[u8]) {
         if self.file.is_none() {
             let open = std::fs::OpenOptions::new().append(true).create(true).open(&self.path);
             self.file = open.ok();
@@ -51,6 +111,17 @@ impl LogFile {
             }
         }
     }
+}
+
+/// What came of a turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Turn {
+    /// More may come.
+    pub(crate) open: bool,
+    /// More is here already.
+    again: bool,
+    /// How many bytes were kept of it.
+    pub(crate) kept: usize,
 }
 
 /// One of a container's outputs.
@@ -74,45 +145,50 @@ impl Output {
         self.source.as_fd()
     }
 
-    /// Moves what has come to the file. False once nothing more will come.
-    pub(crate) fn turn(&mut self, file: &mut LogFile) -> bool {
-        let mut buffer = [0; 32 << 10];
-        let mut lines = Vec::new();
-        let mut read = 0;
-        let open = loop {
+    /// Moves some of what has come to the file.
+    pub(crate) fn turn(&mut self, file: &mut LogFile) -> Turn {
+        let mut buffer = [0; READ_BYTES];
+        let read = loop {
             match rustix::io::read(&self.source, &mut buffer) {
-                // The other side of a terminal ends with EIO.
-                Ok(0) | Err(Errno::IO) => break false,
-                Ok(n) => {
-                    self.take(&buffer[..n], &mut lines);
-                    read += n;
-                    if read >= TURN_BYTES {
-                        break true;
-                    }
-                }
                 Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => break true,
-                Err(_) => break false,
+                other => break other,
             }
         };
+        let mut lines = Lines::new(self.stream);
+        let (open, again) = match read {
+            // The other side of a terminal ends with EIO.
+            Ok(0) | Err(Errno::IO) => (false, false),
+            Ok(n) => {
+                self.take(&buffer[..n], &mut lines);
+                (true, true)
+            }
+            Err(Errno::AGAIN) => (true, false),
+            Err(_) => (false, false),
+        };
         if !open && !self.partial.is_empty() {
-            let rest = std::mem::take(&mut self.partial);
-            self.line(&rest, false, &mut lines);
+            lines.line(&std::mem::take(&mut self.partial), false);
         }
-        if !lines.is_empty() {
-            file.append(&lines);
-        }
-        open
+        file.append(&lines.bytes);
+        Turn { open, again, kept: lines.bytes.len() }
     }
 
-    fn take(&mut self, mut bytes: &[u8], lines: &mut Vec<u8>) {
+    /// Moves all that has come to the file: nobody writes any more.
+    pub(crate) fn last_turns(&mut self, file: &mut LogFile) {
+        for _ in 0..LAST_TURNS {
+            if !self.turn(file).again {
+                break;
+            }
+        }
+    }
+
+    fn take(&mut self, mut bytes: &[u8], lines: &mut Lines) {
         while let Some(end) = bytes.iter().position(|b| *b == b'\n') {
             if self.partial.is_empty() {
-                self.cut(&bytes[..end], lines);
+                lines.cut(&bytes[..end]);
             } else {
                 let mut whole = std::mem::take(&mut self.partial);
                 whole.extend_from_slice(&bytes[..end]);
-                self.cut(&whole, lines);
+                lines.cut(&whole);
             }
             bytes = &bytes[end + 1..];
         }
@@ -120,30 +196,42 @@ impl Output {
         while self.partial.len() >= LINE_BYTES {
             let rest = self.partial.split_off(LINE_BYTES);
             let part = std::mem::replace(&mut self.partial, rest);
-            self.line(&part, true, lines);
+            lines.line(&part, true);
         }
     }
+}
 
-    /// A whole line, in pieces where it is too long.
-    fn cut(&self, mut line: &[u8], lines: &mut Vec<u8>) {
-        while line.len() > LINE_BYTES {
-            let (part, rest) = line.split_at(LINE_BYTES);
-            self.line(part, true, lines);
-            line = rest;
-        }
-        self.line(line, false, lines);
-    }
+/// Lines as they are kept. All of a turn came at the same time.
+struct Lines {
+    start: String,
+    bytes: Vec<u8>,
+}
 
-    fn line(&self, text: &[u8], goes_on: bool, lines: &mut Vec<u8>) {
-        let stream = match self.stream {
+impl Lines {
+    fn new(stream: LogStream) -> Self {
+        let stream = match stream {
             LogStream::Stdout => "stdout",
             LogStream::Stderr => "stderr",
         };
-        let tag = if goes_on { 'P' } else { 'F' };
-        // Writing to memory does not fail.
-        let _ = write!(lines, "{:.9} {stream} {tag} ", jiff::Timestamp::now());
-        lines.extend_from_slice(text);
-        lines.push(b'\n');
+        let start = format!("{:.9} {stream} ", jiff::Timestamp::now());
+        Self { start, bytes: Vec::new() }
+    }
+
+    /// A whole line, in pieces where it is too long.
+    fn cut(&mut self, mut line: &[u8]) {
+        while line.len() > LINE_BYTES {
+            let (part, rest) = line.split_at(LINE_BYTES);
+            self.line(part, true);
+            line = rest;
+        }
+        self.line(line, false);
+    }
+
+    fn line(&mut self, text: &[u8], goes_on: bool) {
+        self.bytes.extend_from_slice(self.start.as_bytes());
+        self.bytes.extend_from_slice(if goes_on { b"P " } else { b"F " });
+        self.bytes.extend_from_slice(text);
+        self.bytes.push(b'\n');
     }
 }
 
@@ -159,10 +247,11 @@ mod tests {
         let mut output = Output::new(source, LogStream::Stderr).unwrap();
         for chunk in chunks {
             rustix::io::write(&sink, chunk).unwrap();
-            assert!(output.turn(&mut file));
+            assert!(output.turn(&mut file).open);
         }
         drop(sink);
-        assert!(!output.turn(&mut file));
+        output.last_turns(&mut file);
+        assert!(!output.turn(&mut file).open);
         let text = std::fs::read_to_string(directory.path().join("web.log")).unwrap();
         let lines = text.lines().map(|line| line.split_once(' ').unwrap().1.to_owned()).collect();
         (directory, lines)
@@ -193,5 +282,31 @@ mod tests {
             .collect();
         assert_eq!(sizes.len(), 2);
         assert!(sizes.iter().all(|size| *size <= 1000), "{sizes:?}");
+    }
+    #[test]
+    fn empty_lines_do_not_grow_past_the_size_of_a_file() {
+        let (directory, _) = written(&[&[b'\n'; 100_000]], 1 << 20);
+        let mut total = 0;
+        for entry in std::fs::read_dir(&directory).unwrap() {
+            let size = entry.unwrap().metadata().unwrap().len();
+            assert!(size <= 1 << 20, "{size} bytes");
+            total += size;
+        }
+        assert!(total > 1 << 20, "both are used: {total} bytes");
+    }
+
+    #[test]
+    fn who_has_spent_what_a_second_earns_waits() {
+        let start = Instant::now();
+        let mut budget = Budget { paid: start };
+        let second = BUDGET_BYTES_PER_SECOND as usize;
+        assert_eq!(budget.spend_at(second, start), None);
+        assert_eq!(budget.spend_at(second, start), Some(Duration::from_secs(1)));
+        let later = start + Duration::from_secs(2);
+        assert_eq!(budget.spend_at(second, later), None, "it is paid");
+        // Waking up costs, whatever comes of it.
+        let turns = second / LEAST_COST_BYTES;
+        let waits = (0..2 * turns).filter_map(|_| budget.spend_at(1, later)).count();
+        assert!(waits >= turns, "{waits} of {turns}");
     }
 }

@@ -63,6 +63,12 @@ pub(crate) fn make(
     Ok(places)
 }
 
+/// Where a volume is mounted that is a file system of its own, with a size of its own.
+pub(crate) fn own_mount(plan: &VolumePlan) -> Option<String> {
+    let own = plan.volume.medium == VolumeMedium::Memory || plan.template.is_some();
+    own.then(|| format!("{}/{}", place::VOLUMES, plan.volume.name))
+}
+
 fn directory(path: &str) -> Result<(), Fault> {
     rustix::fs::mkdir(path, Mode::from_raw_mode(0o755)).at_with(|| format!("make {path}"))
 }

@@ -27,6 +27,8 @@ pub(crate) struct Relay {
     ports: Vec<Port>,
     open: bool,
     listening: bool,
+    /// No more could be accepted, until a connection has ended.
+    exhausted: bool,
     connections: BTreeMap<u64, Connection>,
     next: u64,
     /// Connections that stopped only because it was others' turn.
@@ -77,6 +79,7 @@ impl Relay {
             ports: Vec::new(),
             open: false,
             listening: false,
+            exhausted: false,
             connections: BTreeMap::new(),
             next: 0,
             waiting: VecDeque::new(),
@@ -98,7 +101,7 @@ impl Relay {
     }
 
     fn listen(&mut self, poll: &Poll) {
-        let wanted = self.open && self.connections.len() < self.most;
+        let wanted = self.open && !self.exhausted && self.connections.len() < self.most;
         if wanted == self.listening {
             return;
         }
@@ -150,6 +153,11 @@ impl Relay {
                     poll.remove(&port.listener);
                     return;
                 }
+                // The next would fail as well, and the kernel would go on to tell of it.
+                Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
+                    self.exhausted = !self.connections.is_empty();
+                    break;
+                }
                 // One connection that failed says nothing of the next.
                 Err(_) => continue,
             };
@@ -198,6 +206,7 @@ impl Relay {
         match connection.turn(&mut self.scratch) {
             Turn::Blocked if connection.is_done() => {
                 self.connections.remove(&id);
+                self.exhausted = false;
                 self.listen(poll);
             }
             Turn::Blocked => {}
@@ -206,6 +215,7 @@ impl Relay {
                 if let Some(connection) = self.connections.remove(&id) {
                     connection.reset();
                 }
+                self.exhausted = false;
                 self.listen(poll);
             }
         }

@@ -94,6 +94,7 @@ pub(crate) fn whole(plan: &Start) -> Limits {
 impl Supervisor {
     /// Starts the first init container, or else the main ones.
     pub(crate) fn begin(&mut self, trace: &mut Trace) -> Result<(), Failure> {
+        self.watch_limits();
         match self.plan.containers.iter().position(|c| c.init) {
             Some(first) => self.start_init(first, trace),
             None => self.start_main(trace),
@@ -102,11 +103,14 @@ impl Supervisor {
 
     fn start_init(&mut self, index: usize, trace: &mut Trace) -> Result<(), Failure> {
         self.stage = Stage::Init(index);
-        let name = self.plan.containers.get(index).map_or("", |c| c.name.as_str());
-        let condition =
-            Condition::new(reason::INITIALIZING, format!("init container {name:?} is running"));
-        self.state = RuntimeState::Starting { condition: Some(condition) };
+        self.state = RuntimeState::Starting { condition: Some(self.initializing(index)) };
         self.start_container(index, trace)
+    }
+
+    /// What is said while an init container runs.
+    pub(crate) fn initializing(&self, index: usize) -> Condition {
+        let name = self.plan.containers.get(index).map_or("", |c| c.name.as_str());
+        Condition::new(reason::INITIALIZING, format!("init container {name:?} is running"))
     }
 
     fn start_main(&mut self, trace: &mut Trace) -> Result<(), Failure> {
@@ -122,7 +126,6 @@ impl Supervisor {
             }
             self.start_container(index, trace)?;
         }
-        self.watch_limits();
         self.begin_health();
         trace.step("first look at readiness");
         Ok(())
@@ -235,14 +238,16 @@ impl Supervisor {
         self.files.entry(index).or_insert(file);
         for output in outputs {
             let id = self.new_id();
-            self.poll
-                .add(output.source(), Token::new(Kind::Output, id), Interest::IN)
-                .at("wait for output")?;
+            if !self.muted {
+                let token = Token::new(Kind::Output, id);
+                self.poll.add(output.source(), token, Interest::IN).at("wait for output")?;
+            }
             self.outputs.insert(id, (index, output));
         }
         let token = Token::new(Kind::Container, index as u64);
         self.poll.add(&child.pidfd, token, Interest::IN).at("wait for a container")?;
         let oom = group.oom_signal().ok();
+        self.watch_memory(index, oom.as_ref());
         self.running.push(Running {
             index,
             child,
@@ -269,8 +274,10 @@ impl Supervisor {
         let index = container.index;
         let oom = exit.signal == Some(libc::SIGKILL) && container.group.oom_kills() > 0;
         self.health.container_ended(index);
-        let condition = self.ending(index, exit, oom);
         if exit.code != 0 && self.end.is_none() {
+            // A program that could not go on has ended before anybody looked.
+            self.look_at_limits();
+            let condition = self.ending(index, exit, oom);
             self.end = Some(End { condition, exit_code: Some(exit.code) });
         }
         match self.stage.clone() {
@@ -288,10 +295,14 @@ impl Supervisor {
 
     fn next_after_init(&mut self, index: usize) {
         if let Some(done) = self.running.iter().position(|c| c.index == index) {
-            self.departed();
+            if !self.departed() {
+                return self.not_limited();
+            }
             let done = self.running.remove(done);
             self.drain(index);
             done.group.remove();
+            // What it has met was its own.
+            self.limits.forget_memory();
         }
         let mut trace = Trace::new();
         let next = (index + 1..self.plan.containers.len()).find(|i| self.plan.containers[*i].init);
@@ -323,7 +334,10 @@ impl Supervisor {
             Some(signal) => format!("{kind} {name:?} was ended by signal {signal}"),
             None => format!("{kind} {name:?} ended with code {}", exit.code),
         };
-        Condition::new(reason::ERROR, text)
+        match self.limit_condition() {
+            Some(limit) => Condition::new(limit.reason, format!("{text}; {}", limit.message)),
+            None => Condition::new(reason::ERROR, text),
+        }
     }
 
     /// Ends every container: those that handle their signal have the grace to do so. A reason other
@@ -447,19 +461,41 @@ impl Supervisor {
                 (self.outputs.remove(&id), self.files.get_mut(&index))
             {
                 self.poll.remove(output.source());
-                output.turn(file);
+                output.last_turns(file);
             }
         }
     }
 
     /// A container has written something.
     pub(crate) fn output(&mut self, id: u64) {
+        if self.muted {
+            return;
+        }
         let Some((index, output)) = self.outputs.get_mut(&id) else { return };
         let Some(file) = self.files.get_mut(index) else { return };
-        if !output.turn(file)
+        let turn = output.turn(file);
+        if !turn.open
             && let Some((_, output)) = self.outputs.remove(&id)
         {
             self.poll.remove(output.source());
+        }
+        if let Some(wait) = self.budget.spend(turn.kept)
+            && !self.muted
+        {
+            self.muted = true;
+            for (_, output) in self.outputs.values() {
+                self.poll.remove(output.source());
+            }
+            self.timers.after(wait, Timer::Logs);
+        }
+    }
+
+    /// Waits for output again.
+    pub(crate) fn listen_to_outputs(&mut self) {
+        self.muted = false;
+        for (id, (_, output)) in &self.outputs {
+            // Fails only for want of kernel memory; the container's end reads what is left.
+            let _ = self.poll.add(output.source(), Token::new(Kind::Output, *id), Interest::IN);
         }
     }
 }

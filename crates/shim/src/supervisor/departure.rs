@@ -3,6 +3,9 @@
 //! helper asks. CPU is limited from then on: not before, or this process would be throttled too.
 
 use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use stackd_core::stack::{Condition, reason};
 
 use super::Supervisor;
 use super::containers::whole;
@@ -38,11 +41,15 @@ impl Supervisor {
                 if let Some(inside) = &mut self.inside {
                     inside.helper = Some(child);
                 }
-                if added.is_err() {
-                    self.departed();
+                if added.is_err() && !self.departed() {
+                    self.not_limited();
                 }
             }
-            Err(_) => self.departed(),
+            Err(_) => {
+                if !self.departed() {
+                    self.not_limited();
+                }
+            }
         }
     }
 
@@ -60,16 +67,25 @@ impl Supervisor {
         group.map_or(Ok(()), |group| group.limit(limits))
     }
 
-    /// The helper has ended, or there is none: this process is out, or does it itself.
-    pub(crate) fn departed(&mut self) {
-        let Some(inside) = &self.inside else { return };
+    /// The helper has ended, or there is none: this process is out, or does it itself. False where
+    /// neither worked.
+    pub(crate) fn departed(&mut self) -> bool {
+        let Some(inside) = &self.inside else { return true };
         let done = inside.helper.as_ref().is_some_and(|helper| {
             self.poll.remove(&helper.pidfd);
             sys::wait(helper).is_ok_and(|exit| exit.code == 0)
         });
-        if !done && let Err(fault) = self.leave("0") {
+        let left = if done { Ok(()) } else { self.leave("0") };
+        self.inside = None;
+        if let Err(fault) = &left {
             eprintln!("shim: {}: {fault}", self.plan.id);
         }
-        self.inside = None;
+        left.is_ok()
+    }
+
+    /// Ends a stack whose limits could not all be set.
+    pub(crate) fn not_limited(&mut self) {
+        let text = "the machine could not limit the containers";
+        self.stop(Duration::ZERO, Some(Condition::new(reason::START_ERROR, text)));
     }
 }

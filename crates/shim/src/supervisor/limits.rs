@@ -9,6 +9,7 @@ use stackd_core::stack::{Condition, reason};
 use super::{Stage, Supervisor, Timer};
 use crate::launch::cell::place;
 use crate::launch::cgroup::Signal;
+use crate::launch::volumes;
 use crate::poll::{Interest, Kind, Token};
 
 const DISK_LOOK: Duration = Duration::from_secs(3);
@@ -27,7 +28,14 @@ pub(crate) struct Watch {
     pids: Option<Signal>,
     oom: Option<String>,
     pids_reached: bool,
-    disk_full: Option<&'static str>,
+    disk_full: Option<String>,
+}
+
+impl Watch {
+    /// What was seen of memory is of a container that is gone.
+    pub(crate) fn forget_memory(&mut self) {
+        self.oom = None;
+    }
 }
 
 fn interest(signal: &Signal) -> Interest {
@@ -37,16 +45,22 @@ fn interest(signal: &Signal) -> Interest {
     }
 }
 
+/// What a file system has run out of.
+fn used_up(path: &str) -> Option<&'static str> {
+    let disk = rustix::fs::statvfs(path).ok()?;
+    let slack = DISK_SLACK_BYTES.min(disk.f_blocks * disk.f_frsize / DISK_SLACK_PART);
+    if disk.f_bavail * disk.f_frsize < slack {
+        Some("space")
+    } else if disk.f_files > 0 && disk.f_ffree == 0 {
+        Some("inodes")
+    } else {
+        None
+    }
+}
+
 impl Supervisor {
-    /// Begins to watch the limits of the main containers.
+    /// Begins to watch the limits of the whole stack.
     pub(crate) fn watch_limits(&mut self) {
-        for container in &self.running {
-            if let Some(signal) = &container.oom {
-                signal.rearm();
-                let token = Token::new(Kind::Limit, container.index as u64);
-                let _ = self.poll.add(signal.fd(), token, interest(signal));
-            }
-        }
         // Version 1 counts a refusal where it was tried, version 2 where the limit is.
         if let Some(signal) = self.group.pids_signal() {
             signal.rearm();
@@ -56,9 +70,21 @@ impl Supervisor {
         self.timers.after(DISK_LOOK, Timer::Disk);
     }
 
+    /// Begins to watch the memory of a container.
+    pub(crate) fn watch_memory(&self, index: usize, signal: Option<&Signal>) {
+        if let Some(signal) = signal {
+            signal.rearm();
+            let token = Token::new(Kind::Limit, index as u64);
+            let _ = self.poll.add(signal.fd(), token, interest(signal));
+        }
+    }
+
     pub(crate) fn limit_event(&mut self, id: u64) {
         if id == super::departure::HELPER {
-            return self.departed();
+            if !self.departed() {
+                self.not_limited();
+            }
+            return;
         }
         if id == PIDS {
             if let Some(signal) = &self.limits.pids {
@@ -90,28 +116,52 @@ impl Supervisor {
         self.limits.pids_reached = refused > 0;
     }
 
-    pub(crate) fn look_at_disk(&mut self) {
-        if !matches!(self.stage, Stage::Main) {
-            return;
-        }
+    /// The disk, and the volumes that have a size of their own.
+    fn look_at_disks(&mut self) {
+        let full = |what, left| format!("its {what} has no {left} left");
+        let disk = used_up(place::DISK).map(|left| full("disk".to_owned(), left));
+        let volume = || {
+            self.plan.volumes.iter().find_map(|plan| {
+                let left = used_up(&volumes::own_mount(plan)?)?;
+                Some(full(format!("volume {:?}", plan.volume.name), left))
+            })
+        };
+        self.limits.disk_full = disk.or_else(volume);
+    }
+
+    /// Looks at every limit.
+    pub(crate) fn look_at_limits(&mut self) {
         self.look_at_pids();
         self.look_at_memory();
-        if let Ok(disk) = rustix::fs::statvfs(place::DISK) {
-            let slack = DISK_SLACK_BYTES.min(disk.f_blocks * disk.f_frsize / DISK_SLACK_PART);
-            self.limits.disk_full = if disk.f_bavail * disk.f_frsize < slack {
-                Some("space")
-            } else if disk.f_files > 0 && disk.f_ffree == 0 {
-                Some("inodes")
-            } else {
-                None
-            };
+        self.look_at_disks();
+    }
+
+    /// Whether containers run that are not to be ended.
+    pub(crate) fn is_watched(&self) -> bool {
+        matches!(self.stage, Stage::Init(_) | Stage::Main)
+    }
+
+    /// Looks at what the kernel does not tell of, and goes on to.
+    pub(crate) fn look_now_and_then(&mut self) {
+        if !self.is_watched() {
+            return;
         }
+        self.look_at_limits();
         self.look_again();
         self.timers.after(DISK_LOOK, Timer::Disk);
     }
 
-    /// Works out the state again while the main containers run, and tells it where it changed.
+    /// Works out the state again while containers run, and tells it where it changed.
     pub(crate) fn look_again(&mut self) {
+        if let Stage::Init(index) = self.stage {
+            let condition = self.limit_condition().unwrap_or_else(|| self.initializing(index));
+            let state = RuntimeState::Starting { condition: Some(condition) };
+            if state != self.state {
+                self.state = state;
+                self.publish();
+            }
+            return;
+        }
         if self.stage != Stage::Main {
             return;
         }
@@ -139,7 +189,8 @@ impl Supervisor {
         self.publish();
     }
 
-    fn limit_condition(&self) -> Option<Condition> {
+    /// The limit that it has run into, if it has.
+    pub(crate) fn limit_condition(&self) -> Option<Condition> {
         if let Some(text) = &self.limits.oom {
             return Some(Condition::new(reason::OOM_KILLED, text.clone()));
         }
@@ -147,8 +198,8 @@ impl Supervisor {
             let text = format!("it has reached its limit of {} processes", self.plan.pids_limit);
             return Some(Condition::new(reason::PIDS_LIMIT, text));
         }
-        let what = self.limits.disk_full?;
-        Some(Condition::new(reason::DISK_FULL, format!("its disk has no {what} left")))
+        let text = self.limits.disk_full.clone()?;
+        Some(Condition::new(reason::DISK_FULL, text))
     }
 
     pub(crate) fn usage(&self) -> Usage {

@@ -22,7 +22,7 @@ use crate::launch::cell::{Cell, place};
 use crate::launch::cgroup::{Group, Limits, Nursery};
 use crate::launch::process::{Failure, Stdio};
 use crate::launch::{capabilities, seccomp, volumes};
-use crate::logs::{LogFile, Output};
+use crate::logs::{Budget, LogFile, Output};
 use crate::poll::{Interest, Kind, Poll, Timers, Token};
 use crate::probe::{Health, Skip, Target, Watched};
 use crate::protocol::wire::{Inbox, send_all};
@@ -62,10 +62,12 @@ pub(crate) enum Timer {
     Health(crate::probe::Due),
     /// Quiet flows may be forgotten.
     Flows,
-    /// Look at the disk.
+    /// Look at the disk and at what else the kernel does not tell of.
     Disk,
     /// Look for processes that were killed for memory.
     Memory,
+    /// Logs may be read again.
+    Logs,
     /// The peers have had their time.
     Leave,
 }
@@ -112,6 +114,10 @@ pub(crate) struct Supervisor {
     pub(crate) running: Vec<Running>,
     pub(crate) outputs: BTreeMap<u64, (usize, Output)>,
     pub(crate) files: HashMap<usize, LogFile>,
+    /// What its logs may cost.
+    pub(crate) budget: Budget,
+    /// That is spent: no output is waited for.
+    pub(crate) muted: bool,
     pub(crate) commands: Commands,
     pub(crate) health: Health,
     pub(crate) limits: limits::Watch,
@@ -244,6 +250,8 @@ impl Supervisor {
             running: Vec::new(),
             outputs: BTreeMap::new(),
             files: HashMap::new(),
+            budget: Budget::new(),
+            muted: false,
             commands: Commands::default(),
             health,
             limits: limits::Watch::default(),
@@ -326,11 +334,12 @@ impl Supervisor {
                     self.timers.after(FLOW_SWEEP, Timer::Flows);
                 }
             }
-            Timer::Disk => self.look_at_disk(),
+            Timer::Disk => self.look_now_and_then(),
             Timer::Memory => {
                 self.look_at_memory();
                 self.refresh();
             }
+            Timer::Logs => self.listen_to_outputs(),
             Timer::Leave => crate::sys::exit(0),
         }
     }
@@ -387,6 +396,12 @@ impl Supervisor {
         self.control.broadcast(&self.poll, &Event::Snapshot(snapshot.clone()));
         if let Err(fault) = state::write(&self.directory, &snapshot) {
             eprintln!("shim: {}: {fault}", self.plan.id);
+            // A server that came up during the start has taken it for one that was given up: nobody
+            // will ever ask for this stack.
+            if fault.errno() == libc::ENOENT && self.is_watched() {
+                let text = "the server has given up the start";
+                self.stop(Duration::ZERO, Some(Condition::new(reason::LOST, text)));
+            }
         }
     }
 
