@@ -27,6 +27,7 @@ mod state;
 mod supervisor;
 mod sys;
 mod trace;
+pub mod trial;
 
 pub use launch::seccomp_profile::profile as seccomp_profile;
 pub use state::read as read_state;

@@ -3,9 +3,11 @@
 //! `stackd doctor` shows it, and a server that lacks a part of it refuses to start: isolation is
 //! never skipped in silence.
 
+use std::io;
 use std::path::Path;
 
 use rustix::fs::{Access, access};
+use stackd_shim::trial;
 
 use super::config::{DiskKind, OciConfig};
 
@@ -22,7 +24,8 @@ pub struct Requirement {
     pub fix: &'static str,
 }
 
-/// Everything that is needed with these settings. Reads only the kernel's own files.
+/// Everything that is needed with these settings. It reads the kernel's own files, and tries on the
+/// file system of the data directory what that has to be able to; nothing of it is left.
 pub fn requirements(config: &OciConfig) -> Vec<Requirement> {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let there = |name, met: bool, fix| {
@@ -47,7 +50,9 @@ pub fn requirements(config: &OciConfig) -> Vec<Requirement> {
             // Mounted elsewhere is not read-only.
             !path.exists() || access(path, Access::WRITE_OK).is_ok()
         }),
+        swap(&read("/proc/meminfo"), swap_is_limited(Path::new("/sys/fs/cgroup"))),
     ];
+    needs.extend(data_directory(config));
     if config.disk == DiskKind::Loop {
         needs.push(there(
             "loop devices",
@@ -75,6 +80,57 @@ fn kernel(release: &str) -> Requirement {
         found: release.to_owned(),
         fix: "take Linux 5.19 or newer",
     }
+}
+
+/// What not every file system can. Without it each start would fail.
+fn data_directory(config: &OciConfig) -> Vec<Requirement> {
+    let path = std::path::absolute(&config.data_dir).unwrap_or_else(|_| config.data_dir.clone());
+    let there = path.ancestors().find(|part| part.is_dir()).unwrap_or(Path::new("/"));
+    let tried = |name, result: io::Result<()>| Requirement {
+        name,
+        met: result.is_ok(),
+        found: match result {
+            Ok(()) => format!("on {}", there.display()),
+            Err(error) => format!("not on {}: {error}", there.display()),
+        },
+        fix: "keep the data directory on a file system of this machine's own that can do it, such \
+              as ext4, XFS or Btrfs: --data-dir",
+    };
+    let mut needs = vec![tried("id-mapped mounts", trial::id_mapped_mount(there, config.first_id))];
+    let nameless = trial::nameless_file(there);
+    // Only there is no other way to try without a trace.
+    if nameless.is_ok() {
+        needs.push(tried("trusted attributes", trial::trusted_attribute(there)));
+    }
+    if config.disk == DiskKind::Loop {
+        needs.push(tried("nameless files", nameless));
+    }
+    needs
+}
+
+/// A limit of memory that leaves out swap is none.
+fn swap(meminfo: &str, is_limited: bool) -> Requirement {
+    let total = meminfo.lines().find_map(|line| line.strip_prefix("SwapTotal:"));
+    let is_on = total.is_some_and(|total| !total.trim().starts_with("0 "));
+    let (met, found) = match (is_on, is_limited) {
+        (false, _) => (true, "off"),
+        (true, true) => (true, "on, and stacks get none"),
+        (true, false) => (false, "on, and cannot be kept from stacks"),
+    };
+    Requirement {
+        name: "swap",
+        met,
+        found: found.to_owned(),
+        fix: "turn it off: `swapoff -a`; or start the kernel with swapaccount=1",
+    }
+}
+
+/// Whether groups can be kept from swap, in either version of cgroups. Of version 2 the root itself
+/// has no limits.
+fn swap_is_limited(root: &Path) -> bool {
+    let groups = std::fs::read_dir(root).into_iter().flatten().flatten();
+    root.join("memory/memory.memsw.limit_in_bytes").exists()
+        || groups.into_iter().any(|group| group.path().join("memory.swap.max").exists())
 }
 
 /// Root in a container is not root enough.
@@ -164,6 +220,42 @@ mod tests {
         ] {
             assert_eq!(kernel(release).met, met, "{release}");
         }
+    }
+
+    #[test]
+    fn swap_that_cannot_be_limited_is_found() {
+        assert!(swap("MemTotal: 9 kB\nSwapTotal:             0 kB\n", false).met);
+        assert!(swap("SwapTotal:       2097148 kB\n", true).met);
+        let bad = swap("SwapTotal:       2097148 kB\n", false);
+        assert_eq!((bad.met, bad.found.as_str()), (false, "on, and cannot be kept from stacks"));
+        let directory = tempfile::tempdir().unwrap();
+        let make = |group: &str, file: Option<&str>| {
+            let group = directory.path().join(group);
+            std::fs::create_dir_all(&group).unwrap();
+            file.map(|file| std::fs::write(group.join(file), "max\n").unwrap());
+        };
+        make("memory", None);
+        make("system.slice", Some("memory.max"));
+        assert!(!swap_is_limited(directory.path()));
+        make("system.slice", Some("memory.swap.max"));
+        assert!(swap_is_limited(directory.path()));
+        std::fs::remove_dir_all(directory.path().join("system.slice")).unwrap();
+        make("memory", Some("memory.memsw.limit_in_bytes"));
+        assert!(swap_is_limited(directory.path()));
+    }
+
+    #[test]
+    fn a_data_directory_that_no_stack_can_be_started_from_is_found() {
+        let missing = |data_dir: &str, disk| {
+            let config = OciConfig { data_dir: data_dir.into(), disk, ..OciConfig::default() };
+            let needs = data_directory(&config).into_iter().filter(|need| !need.met);
+            needs.map(|need| need.name).collect::<Vec<_>>()
+        };
+        let good = tempfile::tempdir().unwrap();
+        let not_yet = good.path().join("not/yet");
+        assert_eq!(missing(not_yet.to_str().unwrap(), DiskKind::Loop), Vec::<&str>::new());
+        assert_eq!(missing("/proc", DiskKind::Loop), ["id-mapped mounts", "nameless files"]);
+        assert_eq!(missing("/proc", DiskKind::Memory), ["id-mapped mounts"]);
     }
 
     #[test]

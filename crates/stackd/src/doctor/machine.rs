@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use rustix::fs::statvfs;
 use rustix::process::{Resource, getrlimit};
 
-use stackd_runtimes::oci::{Requirement, requirements};
+use stackd_runtimes::oci::{OciConfig, Requirement, requirements};
 
 use super::Check;
 use super::settings::nearest;
@@ -139,13 +139,52 @@ pub(super) fn of_runtime(config: &Config) -> Vec<Check> {
         true => Check::ok(need.name, need.found),
         false => Check::failed(need.name, need.found, need.fix),
     };
-    requirements(&config.runtime.oci).into_iter().map(check).collect()
+    let data_dir = config.data_dir.clone();
+    let oci = OciConfig { data_dir, ..config.runtime.oci.clone() };
+    let mut checks: Vec<_> = requirements(&oci).into_iter().map(check).collect();
+    checks.push(huge_pages(&read_all("/sys/kernel/mm/hugepages")));
+    checks
+}
+
+/// How many pages of each size the machine has set apart, or would on demand.
+fn read_all(directory: &str) -> Vec<(String, u64)> {
+    let sizes = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let pages = |size: &std::path::Path, name: &str| number(&size.join(name).to_string_lossy());
+    let of = |entry: std::fs::DirEntry| {
+        let path = entry.path();
+        let pages = ["nr_hugepages", "nr_overcommit_hugepages"].map(|name| pages(&path, name));
+        let name = entry.file_name().to_string_lossy().into_owned();
+        (name, pages.into_iter().flatten().sum())
+    };
+    sizes.map(of).collect()
+}
+
+/// They count towards no limit of a stack, and any program may ask for them.
+fn huge_pages(sizes: &[(String, u64)]) -> Check {
+    let name = "huge pages";
+    match sizes.iter().find(|(_, pages)| *pages > 0) {
+        None => Check::ok(name, "none"),
+        Some((size, pages)) => Check::warning(
+            name,
+            format!("{pages} of {size}, which any stack could take"),
+            "`sysctl vm.nr_hugepages=0 vm.nr_overcommit_hugepages=0`, unless something else on this \
+             machine needs them and no stranger's stacks run on it",
+        ),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::Status;
     use super::*;
+
+    #[test]
+    fn huge_pages_that_stacks_could_take_are_found() {
+        let sizes = |pages| vec![("hugepages-1048576kB".to_owned(), 0), ("2M".to_owned(), pages)];
+        assert_eq!(huge_pages(&sizes(0)).status, Status::Ok);
+        assert_eq!(huge_pages(&sizes(16)).status, Status::Warning);
+        assert_eq!(huge_pages(&[]).status, Status::Ok);
+    }
 
     #[test]
     fn ports_that_the_kernel_may_take_are_found() {

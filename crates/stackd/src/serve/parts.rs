@@ -61,9 +61,6 @@ pub(crate) async fn runtime(config: &Config, data: &DataDir) -> anyhow::Result<P
             Ok(Parts { runtime: Arc::new(runtime), images })
         }
         Driver::Oci => {
-            fit(&config.runtime.oci)?;
-            let images = crate::local::image::open(config, data).await?;
-            images.tend();
             let oci = OciConfig {
                 data_dir: data.path().to_owned(),
                 default_disk_bytes: config.engine.container_disk_bytes(),
@@ -71,6 +68,9 @@ pub(crate) async fn runtime(config: &Config, data: &DataDir) -> anyhow::Result<P
                 cgroup_parent: cgroup_parent(config, data.path()),
                 ..config.runtime.oci.clone()
             };
+            fit(&oci)?;
+            let images = crate::local::image::open(config, data).await?;
+            images.tend();
             let runtime = OciRuntime::open(oci, images.clone()).await.map_err(|error| {
                 Failure::new(Exit::Unfit, format!("the oci runtime cannot start: {error}"))
                     .hint("`stackd doctor` says what this machine lacks")
