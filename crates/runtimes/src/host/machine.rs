@@ -83,33 +83,78 @@ pub(crate) fn collect(name: ProcessName) {
     }
 }
 
-/// Finds out how this machine limits groups of processes, and makes the parent of all stacks.
+/// Finds out how this machine limits groups of processes, and makes the parent of all stacks. A
+/// parent that begins with `/` is below the mount point, another one in the part of the tree that
+/// is this server's, where version 2 gives it one.
 pub(crate) fn cgroups(parent: &str) -> io::Result<CgroupLayout> {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
-    let layout = find_cgroups(&mounts, parent).ok_or_else(|| {
+    let layout = find_cgroups(&mounts, parent.trim_start_matches('/')).ok_or_else(|| {
         io::Error::new(
             io::ErrorKind::NotFound,
             "neither cgroup version 1 (memory, cpu, pids) nor version 2 is mounted",
         )
     })?;
-    match &layout {
+    match layout {
         CgroupLayout::V1 { controllers, parent } => {
-            for (_, mount) in controllers {
-                std::fs::create_dir_all(mount.join(parent))?;
+            for (_, mount) in &controllers {
+                std::fs::create_dir_all(mount.join(&parent))?;
             }
+            Ok(CgroupLayout::V1 { controllers, parent })
         }
-        CgroupLayout::V2 { mount, parent } => {
-            std::fs::create_dir_all(mount.join(parent))?;
-            let mut path = mount.clone();
-            for part in
-                std::iter::once(Path::new("")).chain(Path::new(parent).iter().map(Path::new))
-            {
-                path.push(part);
-                std::fs::write(path.join("cgroup.subtree_control"), "+cpu +memory +pids")?;
-            }
+        CgroupLayout::V2 { mount, parent: below } => {
+            let own = std::fs::read_to_string("/proc/self/cgroup")?;
+            let base = match parent.starts_with('/') {
+                true => PathBuf::new(),
+                false => delegated(&mount, &own, &is_delegated),
+            };
+            delegate_down(&mount.join(&base), Path::new(&below))?;
+            let parent = base.join(below).to_str().map(str::to_owned);
+            let parent = parent.ok_or(io::ErrorKind::InvalidData)?;
+            Ok(CgroupLayout::V2 { mount, parent })
         }
     }
-    Ok(layout)
+}
+
+/// The group of a server whose own group holds those of stacks, too: on version 2 a group that
+/// limits others has no processes of its own.
+const SERVER: &str = "server";
+const CONTROL: &str = "+cpu +memory +pids";
+
+/// The part of the tree of version 2 that was delegated to this process, below the mount point: the
+/// nearest group around it that is marked so; all of it where none is. Who manages the rest of the
+/// tree does not expect anybody else to change it.
+fn delegated(mount: &Path, own: &str, is_marked: &dyn Fn(&Path) -> bool) -> PathBuf {
+    let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+    let marked = Path::new(own).ancestors().find(|group| is_marked(&mount.join(group)));
+    marked.map(Path::to_owned).unwrap_or_default()
+}
+
+/// Whether systemd has marked a group as delegated (`Delegate=` of a unit).
+fn is_delegated(group: &Path) -> bool {
+    ["trusted.delegate", "user.delegate"].into_iter().any(|name| {
+        let mut value = [0; 1];
+        rustix::fs::getxattr(group, name, &mut value) == Ok(1) && value == *b"1"
+    })
+}
+
+/// Makes the groups of `below` in `base`, and lets each of them, and `base`, limit those below it.
+fn delegate_down(base: &Path, below: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(base.join(below))?;
+    let mut group = base.to_owned();
+    for part in std::iter::once("".as_ref()).chain(below) {
+        group.push(part);
+        let control = group.join("cgroup.subtree_control");
+        let mut done = std::fs::write(&control, CONTROL);
+        if done.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::ResourceBusy) {
+            // This process is in there.
+            let aside = group.join(SERVER);
+            std::fs::create_dir_all(&aside)?;
+            std::fs::write(aside.join("cgroup.procs"), "0")?;
+            done = std::fs::write(&control, CONTROL);
+        }
+        done.map_err(|e| io::Error::new(e.kind(), format!("write {}: {e}", control.display())))?;
+    }
+    Ok(())
 }
 
 /// Reads the layout from `/proc/self/mountinfo`. Version 1 counts where it has the controllers,
@@ -272,6 +317,33 @@ mod tests {
         let unified = CgroupLayout::V2 { mount: "/sys/fs/cgroup".into(), parent: "a/b".to_owned() };
         assert_eq!(find_cgroups(v2, "a/b"), Some(unified));
         assert_eq!(find_cgroups("22 1 0:1 / / rw - ext4 /dev/vda rw", "x"), None);
+    }
+
+    #[test]
+    fn a_server_stays_in_the_part_of_version_2_that_was_delegated_to_it() {
+        let mount = Path::new("/m");
+        let unit = |group: &Path| group == Path::new("/m/system.slice/stackd.service");
+        for own in ["0::/system.slice/stackd.service\n", "0::/system.slice/stackd.service/server"] {
+            let base = delegated(mount, own, &unit);
+            assert_eq!(base, Path::new("system.slice/stackd.service"), "{own}");
+        }
+        for own in ["0::/\n", "0::/user.slice/session-1.scope\n", "4:memory:/\n"] {
+            assert_eq!(delegated(mount, own, &unit), Path::new(""), "{own}");
+        }
+    }
+
+    #[test]
+    fn controllers_are_handed_down_from_there_and_not_from_above() {
+        let directory = tempfile::tempdir().unwrap();
+        let base = directory.path().join("system.slice/stackd.service");
+        std::fs::create_dir_all(&base).unwrap();
+        delegate_down(&base, Path::new("a/b")).unwrap();
+        let written = |group: &Path| std::fs::read_to_string(group.join("cgroup.subtree_control"));
+        for group in [&base, &base.join("a"), &base.join("a/b")] {
+            assert_eq!(written(group).unwrap(), CONTROL);
+        }
+        assert!(written(&directory.path().join("system.slice")).is_err());
+        assert!(written(directory.path()).is_err());
     }
 
     #[test]

@@ -32,7 +32,8 @@ pub struct OciConfig {
     /// The size in bytes of the disks that are made ahead of need: the engine's default.
     #[serde(skip)]
     pub default_disk_bytes: u64,
-    /// The control group below which all stacks lie, relative to the mount point.
+    /// The control group below which all stacks lie. It is relative to the mount point; on version 2
+    /// to the part of the tree that was delegated to this server, unless it begins with `/`.
     pub cgroup_parent: String,
     /// The first of the user and group ids that stacks get. Each stack has 65536 of its own, which
     /// are no other's on this machine, also not another server's.
@@ -104,9 +105,9 @@ impl OciConfig {
             );
             return Err(("first_id", why));
         }
-        let group = Path::new(&self.cgroup_parent);
+        let group = self.cgroup_parent.strip_prefix('/').unwrap_or(&self.cgroup_parent);
         let plain = |part| matches!(part, Component::Normal(_));
-        if self.cgroup_parent.is_empty() || !group.components().all(plain) {
+        if group.is_empty() || !Path::new(group).components().all(plain) {
             let why = format!("{:?} is not a path below the mount point", self.cgroup_parent);
             return Err(("cgroup_parent", why));
         }
@@ -166,7 +167,8 @@ mod tests {
         assert_eq!(refused(|c| c.cgroup_parent = "a/b".to_owned()), Ok(()));
         assert_eq!(refused(|c| c.first_id = 0), Err("first_id"));
         assert_eq!(refused(|c| c.first_id = u32::MAX - 1), Err("first_id"));
-        for path in ["", "/a", "../a", "a/../..", "."] {
+        assert_eq!(refused(|c| c.cgroup_parent = "/a/b".to_owned()), Ok(()));
+        for path in ["", "/", "//a", "/../a", "../a", "a/../..", "."] {
             let config = OciConfig { cgroup_parent: path.to_owned(), ..OciConfig::default() };
             assert_eq!(config.check().unwrap_err().0, "cgroup_parent", "{path}");
         }

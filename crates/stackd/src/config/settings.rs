@@ -162,9 +162,10 @@ pub(crate) const SETTINGS: &[Setting] = settings! {
     /// What writable layers are kept on: `loop` (a file system of its own for each stack, in a
     /// sparse file: bytes and inodes are limited) or `memory` (charged to the stack's memory limit).
     Text "runtime.oci.disk" "disk" "loop|memory";
-    /// The control group below which all stacks lie, relative to the mount point. No two servers may
-    /// share one, so with a data directory of one's own it is `stackd-` and eight digits of a hash of
-    /// that directory, unless it is set.
+    /// The control group below which all stacks lie. It is relative to the mount point; on version 2
+    /// of control groups to the part of the tree that was delegated to this server, unless it begins
+    /// with `/`. No two servers may share one, so with a data directory of one's own it is `stackd-`
+    /// and eight digits of a hash of that directory, unless it is set.
     Text "runtime.oci.cgroup_parent" "cgroup-parent" "PATH";
     /// The first of the user and group ids that stacks get. Each stack has 65536 of its own, which
     /// are no other's on this machine, also not another server's.
