@@ -131,7 +131,8 @@ pub struct Placement {
     pub public_ip: Option<String>,
 }
 
-/// Node ports that cannot be had because somebody else holds them.
+/// Node ports that cannot be had because somebody else holds them. None of them where the machine
+/// can bind no port at all for now.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{} node ports are held by other processes", .0.len())]
 pub struct PortsTaken(pub Vec<(Protocol, u16)>);

@@ -319,6 +319,10 @@ fn claim_ports(
                 reservation.claimed = true;
                 return Ok(());
             }
+            Err(taken) if taken.0.is_empty() => {
+                shared.book.lock().ports.give_back(&ports);
+                return Err(CreateError::Saturated("no node port can be bound for now".to_owned()));
+            }
             Err(taken) => {
                 tracing::warn!(ports = ?taken.0, "node ports are held by another process");
                 let mut book = shared.book.lock();

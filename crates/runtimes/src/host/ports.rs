@@ -91,14 +91,20 @@ fn tcp<'a>(ports: &'a [PortMapping], sockets: &'a [OwnedFd]) -> impl Iterator<It
     both.filter(|(port, _)| port.protocol == Protocol::Tcp).map(|(_, socket)| socket)
 }
 
+/// Binds all or none. Names none where the machine cannot bind any for now, whoever holds them.
 fn bind_all(address: IpAddr, ports: &[PortMapping]) -> Result<Vec<OwnedFd>, PortsTaken> {
+    use rustix::io::Errno;
     let mut sockets = Vec::with_capacity(ports.len());
     let mut taken = Vec::new();
     for port in ports {
         match bind(SocketAddr::new(address, port.node_port), port.protocol) {
             Ok(socket) => sockets.push(socket),
+            Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => {
+                tracing::warn!(%error, "node ports cannot be bound for now");
+                return Err(PortsTaken(Vec::new()));
+            }
             Err(error) => {
-                if error != rustix::io::Errno::ADDRINUSE {
+                if error != Errno::ADDRINUSE {
                     tracing::warn!(port = port.node_port, %error, "a node port cannot be bound");
                 }
                 taken.push(port.node());
