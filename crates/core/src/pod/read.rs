@@ -64,6 +64,8 @@ const CONTAINER_FIELDS: &[&str] = &[
 /// The most containers of a Pod, init containers included: a start is one piece of work, and others
 /// wait for its end.
 const MAX_CONTAINERS: usize = 32;
+/// The most volumes of a Pod: each may be a file system of its own.
+const MAX_VOLUMES: usize = 32;
 
 /// Reads a Pod. `ports` are those that the caller wants published.
 pub fn parse(
@@ -207,7 +209,12 @@ fn read_pod(
         let why = format!("at most {MAX_CONTAINERS}, init containers included");
         return Err(PodError::Unsupported { path, why: Some(why) });
     }
-    for field in pod.list("volumes")? {
+    let volumes = pod.list("volumes")?;
+    if volumes.len() > MAX_VOLUMES {
+        let path = "spec.volumes".to_owned();
+        return Err(PodError::Unsupported { path, why: Some(format!("at most {MAX_VOLUMES}")) });
+    }
+    for field in volumes {
         let volume = read_volume(&field.object()?)?;
         if spec.volumes.iter().any(|other| other.name == volume.name) {
             return Err(field.refused(format!("the name {:?} is taken", volume.name)));

@@ -218,6 +218,7 @@ fn what_is_not_supported_is_named_by_its_path() {
             pod(&format!("initContainers: [{}]", "{}, ".repeat(32))),
             "spec.containers: at most 32, init containers included",
         ),
+        (pod(&format!("volumes: [{}]", "{}, ".repeat(33))), "spec.volumes: at most 32"),
         (
             with_ports("{containerPort: 80, name: Web}"),
             "spec.containers[0].ports[0].name: must be at most 15 of a-z, 0-9 and single -, \
