@@ -1,4 +1,5 @@
-//! Reading what shims have kept of containers' output.
+//! Reading what shims have kept of containers' output. Nobody's slowness costs more than a task: a
+//! thread is borrowed only for as long as it takes to read some lines.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -23,6 +24,10 @@ use super::unknown;
 const LOOK: Duration = Duration::from_millis(100);
 /// The most bytes of one line, put together from its parts.
 const MOST_LINE_BYTES: usize = 1 << 20;
+/// How much of a log is read at once.
+const BATCH_BYTES: usize = 1 << 20;
+
+type Lines = mpsc::Sender<Result<LogLine, RuntimeError>>;
 
 /// Opens a container's log.
 pub(super) fn open(
@@ -49,56 +54,95 @@ pub(super) fn open(
     let path = inner.directory(id).join(LOG_DIRECTORY).join(format!("{name}.log"));
     let (sender, receiver) = mpsc::channel(256);
     let weak = Arc::downgrade(inner);
-    tokio::task::spawn_blocking(move || {
+    tokio::spawn(async move {
         let mut reader = Reader::new(path);
-        let mut lines = VecDeque::new();
-        reader.begin(&mut |line| {
-            if options.tail.is_some_and(|tail| lines.len() >= tail) {
-                lines.pop_front();
-            }
-            if options.tail != Some(0) {
-                lines.push_back(line);
-            }
-        });
-        for line in lines {
-            if sender.blocking_send(Ok(line)).is_err() {
-                return;
-            }
-        }
-        if options.follow {
-            follow(reader, &weak, id, &sender);
+        if send_all(&mut reader, options.tail, &sender).await.is_some() && options.follow {
+            follow(reader, &weak, id, &sender).await;
         }
     });
     Ok(Box::pin(ReceiverStream::new(receiver)))
 }
 
-fn follow(
-    mut reader: Reader,
-    inner: &Weak<Inner>,
-    id: StackId,
-    sender: &mpsc::Sender<Result<LogLine, RuntimeError>>,
-) {
-    while !sender.is_closed() {
+/// Sends what is there, or its last lines. None once nobody wants them.
+async fn send_all(reader: &mut Reader, tail: Option<usize>, sender: &Lines) -> Option<()> {
+    let Some(tail) = tail else { return send_more(reader, sender).await };
+    let mut last = VecDeque::new();
+    let mut at_end = false;
+    while !at_end {
+        let lines;
+        (lines, at_end) = read_some(reader).await?;
+        for line in lines {
+            last.push_back(line);
+            if last.len() > tail {
+                last.pop_front();
+            }
+        }
+    }
+    send(last, sender).await
+}
+
+/// Sends what has come.
+async fn send_more(reader: &mut Reader, sender: &Lines) -> Option<()> {
+    loop {
+        let (lines, at_end) = read_some(reader).await?;
+        send(lines, sender).await?;
+        if at_end {
+            return Some(());
+        }
+    }
+}
+
+async fn send(lines: impl IntoIterator<Item = LogLine>, sender: &Lines) -> Option<()> {
+    for line in lines {
+        sender.send(Ok(line)).await.ok()?;
+    }
+    Some(())
+}
+
+/// Reads some lines on a thread that may wait for a disk; says whether these were the last.
+async fn read_some(reader: &mut Reader) -> Option<(Vec<LogLine>, bool)> {
+    let mut here = std::mem::take(reader);
+    let read = tokio::task::spawn_blocking(move || {
+        let mut lines = Vec::new();
+        let at_end = here.more(&mut lines);
+        (here, lines, at_end)
+    });
+    let (back, lines, at_end) = read.await.ok()?;
+    *reader = back;
+    Some((lines, at_end))
+}
+
+async fn follow(mut reader: Reader, inner: &Weak<Inner>, id: StackId, sender: &Lines) {
+    loop {
         // Asked before the last look, so that nothing written until the end is missed.
         let ended = inner.upgrade().is_none_or(|inner| {
             let state = inner.state.lock();
             let observed = state.entries.get(&id).map(|entry| &entry.observed.state);
             matches!(observed, None | Some(RuntimeState::Ended { .. }))
         });
-        let mut open = true;
-        reader.more(&mut |line| open = open && sender.blocking_send(Ok(line)).is_ok());
-        if ended || !open {
+        if (ended || reader.has_more()) && send_more(&mut reader, sender).await.is_none() {
             return;
         }
-        std::thread::sleep(LOOK);
+        if ended {
+            return;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(LOOK) => {}
+            () = sender.closed() => return,
+        }
     }
 }
 
 /// Reads a log that may be rotated meanwhile.
+#[derive(Default)]
 struct Reader {
     path: PathBuf,
+    /// Whether the rotated file has been opened, which comes first.
+    begun: bool,
     file: Option<BufReader<File>>,
     inode: u64,
+    /// How long the file was when its end was reached.
+    length: u64,
     /// A line in the file whose end has not been written yet.
     unfinished: Vec<u8>,
     /// A line of the container of which only parts have come.
@@ -107,60 +151,76 @@ struct Reader {
 
 impl Reader {
     fn new(path: PathBuf) -> Self {
-        Self { path, file: None, inode: 0, unfinished: Vec::new(), partial: None }
+        Self { path, ..Self::default() }
     }
 
-    /// Reads what is there: the rotated file, then the current one.
-    fn begin(&mut self, take: &mut dyn FnMut(LogLine)) {
-        if let Ok(file) = File::open(self.path.with_extension("log.1")) {
-            self.file = Some(BufReader::new(file));
-            self.drain(take);
-            self.file = None;
+    /// Whether there is something to read since the end was reached. Only asks for the file's
+    /// length, so it waits for no disk.
+    fn has_more(&self) -> bool {
+        std::fs::metadata(&self.path)
+            .is_ok_and(|now| (now.ino(), now.len()) != (self.inode, self.length))
+    }
+
+    /// Reads some of what there is: the rotated file, then the current one. True at the end.
+    fn more(&mut self, lines: &mut Vec<LogLine>) -> bool {
+        if !self.begun {
+            self.begun = true;
+            self.file = File::open(self.path.with_extension("log.1")).ok().map(BufReader::new);
         }
-        self.more(take);
-    }
-
-    /// Reads what has come since.
-    fn more(&mut self, take: &mut dyn FnMut(LogLine)) {
-        self.drain(take);
-        let inode = std::fs::metadata(&self.path).map_or(0, |m| m.ino());
-        if inode != self.inode || self.file.is_none() {
-            // The file that was read may have got its last lines before it was rotated.
-            self.drain(take);
-            self.inode = inode;
-            self.file = File::open(&self.path).ok().map(BufReader::new);
-            self.drain(take);
+        // Asked before reading: a file that is found rotated has got its last lines, and what is
+        // written to one that is not is seen by the next look.
+        let mut now = std::fs::metadata(&self.path).ok();
+        if !self.drain(lines) {
+            return false;
         }
+        if self.file.is_none() || now.as_ref().map_or(0, MetadataExt::ino) != self.inode {
+            let file = File::open(&self.path).ok();
+            now = file.as_ref().and_then(|file| file.metadata().ok());
+            self.inode = now.as_ref().map_or(0, MetadataExt::ino);
+            self.file = file.map(BufReader::new);
+            if !self.drain(lines) {
+                return false;
+            }
+        }
+        self.length = now.map_or(0, |now| now.len());
+        true
     }
 
-    fn drain(&mut self, take: &mut dyn FnMut(LogLine)) {
-        let Some(file) = &mut self.file else { return };
+    /// Reads the file to its end, or as much as is read at once: false then.
+    fn drain(&mut self, lines: &mut Vec<LogLine>) -> bool {
+        let Some(file) = &mut self.file else { return true };
+        let mut bytes = 0;
         while let Ok(read) = file.read_until(b'\n', &mut self.unfinished) {
             if read == 0 || self.unfinished.last() != Some(&b'\n') {
-                return;
+                return true;
             }
+            bytes += read;
             self.unfinished.pop();
             let line = std::mem::take(&mut self.unfinished);
             let Some((at, stream, whole, text)) = parse(&line) else { continue };
             let (at, stream, mut so_far) = match self.partial.take() {
                 Some(partial) if partial.1 == stream => partial,
                 Some((at, stream, text)) => {
-                    take(LogLine { at, stream, text: text.freeze() });
+                    lines.push(LogLine { at, stream, text: text.freeze() });
                     (at, stream, BytesMut::new())
                 }
                 None => (at, stream, BytesMut::new()),
             };
             if whole && so_far.is_empty() {
-                take(LogLine { at, stream, text: Bytes::copy_from_slice(text) });
-                continue;
-            }
-            so_far.extend_from_slice(text);
-            if whole || so_far.len() > MOST_LINE_BYTES {
-                take(LogLine { at, stream, text: so_far.freeze() });
+                lines.push(LogLine { at, stream, text: Bytes::copy_from_slice(text) });
             } else {
-                self.partial = Some((at, stream, so_far));
+                so_far.extend_from_slice(text);
+                if whole || so_far.len() > MOST_LINE_BYTES {
+                    lines.push(LogLine { at, stream, text: so_far.freeze() });
+                } else {
+                    self.partial = Some((at, stream, so_far));
+                }
+            }
+            if bytes >= BATCH_BYTES {
+                return false;
             }
         }
+        true
     }
 }
 
@@ -180,15 +240,10 @@ fn parse(line: &[u8]) -> Option<(Timestamp, LogStream, bool, &[u8])> {
 mod tests {
     use super::*;
 
-    fn texts(reader: &mut Reader, first: bool) -> Vec<String> {
-        let mut out = Vec::new();
-        let mut take = |line: LogLine| out.push(String::from_utf8(line.text.to_vec()).unwrap());
-        if first {
-            reader.begin(&mut take)
-        } else {
-            reader.more(&mut take)
-        }
-        out
+    fn texts(reader: &mut Reader) -> Vec<String> {
+        let mut lines = Vec::new();
+        while !reader.more(&mut lines) {}
+        lines.into_iter().map(|line| String::from_utf8(line.text.to_vec()).unwrap()).collect()
     }
 
     fn line(tag: char, text: &str) -> String {
@@ -202,7 +257,7 @@ mod tests {
         std::fs::write(path.with_extension("log.1"), line('F', "old")).unwrap();
         std::fs::write(&path, line('F', "one") + &line('P', "tw")).unwrap();
         let mut reader = Reader::new(path.clone());
-        assert_eq!(texts(&mut reader, true), ["old", "one"]);
+        assert_eq!(texts(&mut reader), ["old", "one"]);
         let add = |text: &str| {
             let mut now = std::fs::read_to_string(&path).unwrap();
             now.push_str(text);
@@ -210,12 +265,29 @@ mod tests {
         };
         add(&line('F', "o"));
         add("2026-01-02T03:04:05Z stdo");
-        assert_eq!(texts(&mut reader, false), ["two"]);
+        assert_eq!(texts(&mut reader), ["two"]);
         add("ut F three\n");
         std::fs::rename(&path, path.with_extension("log.1")).unwrap();
         std::fs::write(&path, line('F', "new")).unwrap();
-        assert_eq!(texts(&mut reader, false), ["three", "new"]);
-        assert!(texts(&mut reader, false).is_empty());
+        assert_eq!(texts(&mut reader), ["three", "new"]);
+        assert!(!reader.has_more() && texts(&mut reader).is_empty());
+        add(&line('F', "more"));
+        assert!(reader.has_more());
+        assert_eq!(texts(&mut reader), ["more"]);
+    }
+
+    #[test]
+    fn a_long_log_is_read_in_parts() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("web.log");
+        let text = line('F', &"x".repeat(1000)).repeat(3000);
+        std::fs::write(&path, &text).unwrap();
+        let mut reader = Reader::new(path);
+        let (mut lines, mut parts) = (Vec::new(), 1);
+        while !reader.more(&mut lines) {
+            parts += 1;
+        }
+        assert_eq!((lines.len(), parts), (3000, text.len() / BATCH_BYTES + 1));
     }
 
     #[test]
