@@ -1,13 +1,17 @@
 //! Templates of limited disks: empty, formatted file systems, made once for each size. A stack's
 //! disk is a copy of one, which takes a fraction of the time of formatting it.
+//!
+//! Some sizes are kept for the next start that wants them. Callers choose the sizes, so there may be
+//! any number: one that is in use is never among those that go.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use stackd_core::RuntimeError;
 use stackd_core::runtime::ErrorKind;
 use stackd_core::stack::{Condition, reason};
-use tokio::sync::Mutex;
+use tokio::sync::OnceCell;
 
 /// The least size that is formatted; a smaller limit is rounded up to it.
 const LEAST_BYTES: u64 = 256 << 10;
@@ -16,7 +20,7 @@ const BYTES_PER_INODE: u64 = 16 << 10;
 const LEAST_INODES: u64 = 64;
 /// Below this, small blocks: a file system of large ones would be mostly its own tables.
 const SMALL_BYTES: u64 = 16 << 20;
-/// How many sizes are kept.
+/// How many sizes are kept; more while more are in use.
 const MOST_TEMPLATES: usize = 64;
 
 /// Where templates are, below the data directory.
@@ -26,9 +30,22 @@ const DIRECTORY: &str = "disk-templates";
 #[derive(Debug)]
 pub(super) struct Templates {
     data_dir: PathBuf,
-    directory: PathBuf,
-    /// Sizes that are there, the most recently used last.
-    sizes: Mutex<Vec<u64>>,
+    /// Sizes and their templates, the most recently used last.
+    sizes: Mutex<Vec<(u64, Arc<Template>)>>,
+}
+
+/// A template. Its file is there as long as this is held.
+#[derive(Debug)]
+pub(super) struct Template {
+    path: PathBuf,
+    formatted: OnceCell<()>,
+}
+
+impl Template {
+    /// Where it is, below the data directory.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
 }
 
 impl Templates {
@@ -39,38 +56,47 @@ impl Templates {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
             _ => std::fs::create_dir_all(&directory)?,
         }
-        Ok(Arc::new(Self {
-            data_dir: data_dir.to_path_buf(),
-            directory,
-            sizes: Mutex::new(Vec::new()),
-        }))
+        Ok(Arc::new(Self { data_dir: data_dir.to_path_buf(), sizes: Mutex::default() }))
     }
 
-    /// The path, below the data directory, of a template of this size; it is formatted now if
-    /// there is none.
-    pub(super) async fn of(&self, bytes: u64) -> Result<PathBuf, RuntimeError> {
+    /// The template of this size; it is formatted now if there is none, and nobody who wants
+    /// another size waits for that.
+    pub(super) async fn of(&self, bytes: u64) -> Result<Arc<Template>, RuntimeError> {
         // Whole blocks, and small sizes in coarse steps, so that there are few.
         let bytes = bytes.max(LEAST_BYTES).next_multiple_of(64 << 10);
-        let path = Path::new(DIRECTORY).join(format!("ext4-{bytes}"));
-        let mut sizes = self.sizes.lock().await;
-        if let Some(at) = sizes.iter().position(|size| *size == bytes) {
-            let size = sizes.remove(at);
-            sizes.push(size);
-            return Ok(path);
+        let template = self.entry(bytes);
+        let format = || async {
+            let target = self.data_dir.join(&template.path);
+            match tokio::task::spawn_blocking(move || format(&target, bytes)).await {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(e)) => Err(failed(&e)),
+                Err(e) => Err(failed(&e)),
+            }
+        };
+        template.formatted.get_or_try_init(format).await?;
+        Ok(template)
+    }
+
+    /// The entry of a size, which may not be formatted yet.
+    fn entry(&self, bytes: u64) -> Arc<Template> {
+        let mut sizes = self.sizes.lock();
+        let known = sizes.iter().position(|(size, _)| *size == bytes);
+        let template = match known {
+            Some(at) => sizes.remove(at).1,
+            None => Arc::new(Template {
+                path: Path::new(DIRECTORY).join(format!("ext4-{bytes}")),
+                formatted: OnceCell::new(),
+            }),
+        };
+        sizes.push((bytes, Arc::clone(&template)));
+        while sizes.len() > MOST_TEMPLATES {
+            // Only here, under the lock, does one get further holders.
+            let unused = sizes.iter().position(|(_, held)| Arc::strong_count(held) == 1);
+            let Some(unused) = unused else { break };
+            let (_, unused) = sizes.remove(unused);
+            let _ = std::fs::remove_file(self.data_dir.join(&unused.path));
         }
-        let target = self.data_dir.join(&path);
-        let formatted = tokio::task::spawn_blocking(move || format(&target, bytes)).await;
-        match formatted {
-            Ok(Ok(())) => {}
-            Ok(Err(e)) => return Err(failed(&e)),
-            Err(e) => return Err(failed(&e)),
-        }
-        if sizes.len() >= MOST_TEMPLATES {
-            let oldest = sizes.remove(0);
-            let _ = std::fs::remove_file(self.directory.join(format!("ext4-{oldest}")));
-        }
-        sizes.push(bytes);
-        Ok(path)
+        template
     }
 }
 
@@ -115,13 +141,30 @@ mod tests {
         use std::os::unix::fs::MetadataExt;
         let directory = tempfile::tempdir().unwrap();
         let templates = Templates::open(directory.path()).unwrap();
-        let first = directory.path().join(templates.of(1 << 30).await.unwrap());
+        let of = async |bytes| directory.path().join(templates.of(bytes).await.unwrap().path());
+        let first = of(1 << 30).await;
         let inode = std::fs::metadata(&first).unwrap().ino();
-        let again = directory.path().join(templates.of((1 << 30) - 5).await.unwrap());
+        let again = of((1 << 30) - 5).await;
         let metadata = std::fs::metadata(&again).unwrap();
         assert_eq!((metadata.ino(), metadata.len()), (inode, 1 << 30));
         assert!(metadata.blocks() * 512 < 4 << 20, "{} blocks", metadata.blocks());
-        let tiny = directory.path().join(templates.of(1).await.unwrap());
-        assert_eq!(std::fs::metadata(tiny).unwrap().len(), LEAST_BYTES);
+        assert_eq!(std::fs::metadata(of(1).await).unwrap().len(), LEAST_BYTES);
+    }
+
+    #[tokio::test]
+    async fn one_that_is_in_use_stays_however_many_sizes_are_asked_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let templates = Templates::open(directory.path()).unwrap();
+        let held = templates.of(1 << 20).await.unwrap();
+        let dropped = templates.of(2 << 20).await.unwrap().path().to_owned();
+        for n in 0..MOST_TEMPLATES as u64 {
+            templates.of((4 << 20) + n * (64 << 10)).await.unwrap();
+        }
+        assert!(directory.path().join(held.path()).exists(), "it is in use");
+        assert!(!directory.path().join(dropped).exists(), "nobody needs it");
+        let kept = std::fs::read_dir(directory.path().join(DIRECTORY)).unwrap().count();
+        assert_eq!(kept, MOST_TEMPLATES);
+        let again = templates.of(1 << 20).await.unwrap();
+        assert!(Arc::ptr_eq(&held, &again));
     }
 }

@@ -34,6 +34,11 @@ use super::{machine, not_running, unknown};
 /// How long beyond its grace a stack may take to end before it is killed from outside.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long a shim may take to start a stack that an earlier server has handed to it.
+const START_PATIENCE: Duration = Duration::from_secs(30);
+/// How soon a shim is called again that could not be reached for a reason that may pass.
+const AGAIN: Duration = Duration::from_millis(50);
+
 /// The runtime behind its handles.
 pub(super) struct Inner {
     pub(super) config: OciConfig,
@@ -98,7 +103,7 @@ impl Inner {
         restrict(&config.data_dir.join("stacks"))?;
         let cgroups = machine::cgroups(&config.cgroup_parent)?;
         let templates = Templates::open(&config.data_dir)?;
-        let disk = disk_of(config.disk, config.default_disk_bytes, &templates)
+        let (disk, template) = disk_of(config.disk, config.default_disk_bytes, &templates)
             .await
             .map_err(|e| io::Error::other(e.operator))?;
         let ids =
@@ -106,7 +111,7 @@ impl Inner {
                 io::Error::new(e.kind(), format!("keep user ids in {}: {e}", ids::LOCKS))
             })?;
         let boot_id = machine::boot_id()?;
-        let found = adopt::scan(&config.data_dir, &boot_id, &cgroups)?;
+        let found = adopt::scan(&config.data_dir, &boot_id, &cgroups).await?;
         // Before the pool begins to give out ranges of ids.
         let found: Vec<_> = found
             .into_iter()
@@ -122,6 +127,7 @@ impl Inner {
             network: Network { pod: config.pod_address, gateway: config.gateway_address },
             cgroups: cgroups.clone(),
             disk,
+            _template: template,
             ids,
         };
         let inner = Arc::new(Self {
@@ -269,24 +275,32 @@ impl Inner {
                     snapshot = client.next(&mut inbox) => snapshot,
                     _ = alive.changed() => return,
                 };
-                let Some(inner) = weak.upgrade() else { return };
                 if let Some(snapshot) = snapshot {
+                    let Some(inner) = weak.upgrade() else { return };
                     inner.publish(&snapshot);
                     continue;
                 }
                 client.close();
                 // It may only have lost patience with a slow reader.
-                match client::connect(&directory).and_then(Client::new) {
-                    Ok(again) => {
-                        client = Arc::new(again);
-                        inbox = Inbox::default();
-                        if let Some(shim) =
-                            inner.state.lock().entries.get_mut(&id).and_then(|e| e.shim.as_mut())
-                        {
-                            shim.client = Arc::clone(&client);
-                        }
+                let again = tokio::select! {
+                    again = reach(id, &directory) => again,
+                    _ = alive.changed() => return,
+                };
+                let Some(socket) = again else { break };
+                match Client::new(socket) {
+                    Ok(again) => client = Arc::new(again),
+                    Err(error) => {
+                        tracing::warn!(stack = %id, %error, "its shim cannot be heard for now");
+                        // The old connection says again that it has ended.
+                        tokio::time::sleep(AGAIN).await;
+                        continue;
                     }
-                    Err(_) => break,
+                }
+                inbox = Inbox::default();
+                let Some(inner) = weak.upgrade() else { return };
+                let mut state = inner.state.lock();
+                if let Some(shim) = state.entries.get_mut(&id).and_then(|e| e.shim.as_mut()) {
+                    shim.client = Arc::clone(&client);
                 }
             }
             let Some(inner) = weak.upgrade() else { return };
@@ -398,6 +412,29 @@ impl Inner {
     }
 }
 
+/// Connects to the shim in a stack's directory; none once nobody listens there. What else is in the
+/// way (no descriptor is left, too many wait to be heard) passes, and says nothing of the shim.
+async fn reach(id: StackId, directory: &Path) -> Option<OwnedFd> {
+    let mut told = false;
+    loop {
+        match client::connect(directory) {
+            Ok(socket) => return Some(socket),
+            Err(e) if is_dead(&e) => return None,
+            Err(error) if !told => {
+                tracing::warn!(stack = %id, %error, "its shim cannot be reached for now");
+                told = true;
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// Whether a connection failed because nobody listens.
+fn is_dead(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+}
+
 /// The directory of a stack, below the data directory.
 pub(super) fn relative_directory(id: StackId) -> PathBuf {
     Path::new("stacks").join(id.to_string())
@@ -415,7 +452,7 @@ mod adopt {
 
     /// Every stack that has a directory, with a connection where its shim lives. What was never
     /// started whole is removed.
-    pub(super) fn scan(
+    pub(super) async fn scan(
         data_dir: &Path,
         boot_id: &str,
         cgroups: &CgroupLayout,
@@ -431,19 +468,23 @@ mod adopt {
             let state = stackd_shim::read_state(&directory).ok().filter(|state| state.id == id);
             let ended = |s: &Snapshot| matches!(s.state, RuntimeState::Ended { .. });
             let socket = match &state {
-                Some(state) if !ended(state) => client::connect(&directory).ok(),
-                _ => None,
+                Some(state) if ended(state) => None,
+                _ => reach_in_time(id, &directory).await?,
             };
             match (state, socket) {
                 (Some(state), Some(socket)) => found.push((state, Some(socket))),
                 (Some(state), None) => {
-                    machine::remove_groups(cgroups, &id.to_string())?;
+                    clear(id, machine::remove_groups(cgroups, &id.to_string()));
                     found.push((as_ended(state, boot_id, &directory), None));
                 }
-                (None, _) => {
-                    machine::remove_groups(cgroups, &id.to_string())?;
-                    std::fs::remove_dir_all(&directory)?;
-                }
+                (None, socket) => match under_way(id, &directory, socket).await? {
+                    Some((state, socket)) => found.push((state, Some(socket))),
+                    None => {
+                        // A shim that is on its way still ends when it finds no directory.
+                        clear(id, std::fs::remove_dir_all(&directory));
+                        clear(id, machine::remove_groups(cgroups, &id.to_string()));
+                    }
+                },
             }
         }
         let known = |name: &str| found.iter().any(|(s, _)| s.id.to_string() == name);
@@ -456,6 +497,42 @@ mod adopt {
             }
         }
         Ok(found)
+    }
+
+    /// What cannot be cleared away now is no reason to leave all other stacks alone: the next start
+    /// tries again.
+    fn clear(id: StackId, result: io::Result<()>) {
+        if let Err(error) = result {
+            tracing::warn!(stack = %id, %error, "what is left of it could not be removed");
+        }
+    }
+
+    /// See [`reach`]. To take a shim for dead that is not would leave its stack to itself, so it is
+    /// an error when this remains unknown.
+    async fn reach_in_time(id: StackId, directory: &Path) -> io::Result<Option<OwnedFd>> {
+        tokio::time::timeout(PATIENCE, reach(id, directory)).await.map_err(|_| {
+            let text = format!("the shim of {id} cannot be reached, and it is not known why");
+            io::Error::new(io::ErrorKind::TimedOut, text)
+        })
+    }
+
+    /// A start that was under way when the last server ended goes on: its shim says so as soon as
+    /// it has started the containers, and nothing if it could not.
+    async fn under_way(
+        id: StackId,
+        directory: &Path,
+        socket: Option<OwnedFd>,
+    ) -> io::Result<Option<(Snapshot, OwnedFd)>> {
+        let Some(socket) = socket else { return Ok(None) };
+        let client = Client::new(socket)?;
+        let mut inbox = Inbox::default();
+        let first = tokio::time::timeout(START_PATIENCE, client.next(&mut inbox)).await;
+        let Some(snapshot) = first.ok().flatten().filter(|snapshot| snapshot.id == id) else {
+            return Ok(None);
+        };
+        tracing::info!(stack = %id, "its start was under way");
+        let again = reach_in_time(id, directory).await?;
+        Ok(again.map(|socket| (snapshot, socket)))
     }
 
     /// The last snapshot of a shim that is gone, as the end that it is.

@@ -1,6 +1,7 @@
 //! From a stack's description and its images to what a shim is told.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use stackd_core::RuntimeError;
 use stackd_core::runtime::{EnsureRequest, ErrorKind};
@@ -9,7 +10,7 @@ use stackd_core::stack::reason;
 use stackd_shim::protocol::{ContainerPlan, Disk, VolumePlan};
 
 use super::config::DiskKind;
-use super::disks::Templates;
+use super::disks::{Template, Templates};
 use super::images::{ImageLease, ImageStore, no_progress};
 use super::process;
 
@@ -21,6 +22,8 @@ pub(super) struct Plan {
     pub(super) hostname: String,
     pub(super) images: Vec<String>,
     pub(super) leases: Vec<ImageLease>,
+    /// What its disks are copies of: to be held until they are made.
+    pub(super) templates: Vec<Arc<Template>>,
 }
 
 /// Works out a stack's plan. Images are pulled only if they have gone since they were prepared.
@@ -79,26 +82,32 @@ pub(super) async fn plan(
         }
     }
     let mut volumes = Vec::new();
+    let (disk, template) = disk_of(kind, request.disk_bytes, templates).await?;
+    let mut held = Vec::from_iter(template);
     for volume in &spec.volumes {
         let template = match (volume.medium, volume.size_limit_bytes) {
             (VolumeMedium::Disk, Some(bytes)) => Some(templates.of(bytes).await?),
             _ => None,
         };
-        volumes.push(VolumePlan { volume: volume.clone(), template });
+        let path = template.as_ref().map(|template| template.path().to_owned());
+        volumes.push(VolumePlan { volume: volume.clone(), template: path });
+        held.extend(template);
     }
-    let disk = disk_of(kind, request.disk_bytes, templates).await?;
-    Ok(Plan { containers, volumes, disk, hostname, images: digests, leases })
+    Ok(Plan { containers, volumes, disk, hostname, images: digests, leases, templates: held })
 }
 
-/// A disk of this size.
+/// A disk of this size, and what it is a copy of, to be held until it is made.
 pub(super) async fn disk_of(
     kind: DiskKind,
     bytes: u64,
     templates: &Templates,
-) -> Result<Disk, RuntimeError> {
+) -> Result<(Disk, Option<Arc<Template>>), RuntimeError> {
     Ok(match kind {
-        DiskKind::Loop => Disk::Loop { template: templates.of(bytes).await? },
-        DiskKind::Memory => Disk::Memory { bytes },
+        DiskKind::Loop => {
+            let template = templates.of(bytes).await?;
+            (Disk::Loop { template: template.path().to_owned() }, Some(template))
+        }
+        DiskKind::Memory => (Disk::Memory { bytes }, None),
     })
 }
 

@@ -18,6 +18,7 @@ use stackd_shim::protocol::{CgroupLayout, Disk, Event, Network, Prepare, Process
 use tokio::sync::Notify;
 
 use super::client::Client;
+use super::disks::Template;
 use super::ids::{IdRange, Ids};
 use super::machine;
 
@@ -47,6 +48,8 @@ pub(super) struct Mold {
     pub(super) network: Network,
     pub(super) cgroups: CgroupLayout,
     pub(super) disk: Disk,
+    /// What that is a copy of; held, so that it stays.
+    pub(super) _template: Option<Arc<Template>>,
     pub(super) ids: Arc<Ids>,
 }
 
@@ -136,7 +139,16 @@ impl Pool {
                 .stderr(errors)
                 .spawn()?
         };
-        let client = Client::new(ours)?;
+        let made = self.prepare(ours, disk, ids).await;
+        // The process that was spawned has made the shim and ended, or ends now that nobody talks
+        // to it.
+        tokio::task::spawn_blocking(move || child.wait());
+        made
+    }
+
+    /// Has a process that was spawned make itself ready.
+    async fn prepare(&self, socket: OwnedFd, disk: Disk, ids: IdRange) -> io::Result<Blank> {
+        let client = Client::new(socket)?;
         let prepare = Prepare {
             data_dir: self.mold.data_dir.clone(),
             id_base: ids.base,
@@ -159,8 +171,6 @@ impl Pool {
                 Err(e) => break Err(e),
             }
         };
-        // The process that was spawned has made the shim and ended, or ends now.
-        tokio::task::spawn_blocking(move || child.wait());
         match (outcome, process) {
             (Ok(()), Some(process)) => Ok(Blank { client, inbox, process, ids, disk }),
             (Ok(()), None) => Err(io::Error::other("a blank shim did not name itself")),

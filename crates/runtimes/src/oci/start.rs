@@ -74,6 +74,7 @@ impl Inner {
             self.pool.take().await.map_err(|e| failed(format!("make a shim: {e}")))?;
         let taken = began.elapsed();
         let spec = &request.spec;
+        let _templates = plan.templates;
         let start = Start {
             id,
             generation: request.generation,
@@ -163,6 +164,11 @@ impl Inner {
     /// What a stack has outside: ports, a directory, a socket to be found again by.
     fn outside(&self, request: &EnsureRequest) -> Result<(Vec<OwnedFd>, OwnedFd), RuntimeError> {
         let taken = |PortsTaken(ports): PortsTaken| {
+            if ports.is_empty() {
+                let text = "the machine has no socket left; it is tried again";
+                let condition = Condition::new(reason::RETRYING, text);
+                return RuntimeError::new(ErrorKind::Retry, condition, "bind node ports");
+            }
             let text = format!("a node port of the stack is held by another process: {ports:?}");
             let condition =
                 Condition::new(reason::START_ERROR, "a node port is in use by something else");

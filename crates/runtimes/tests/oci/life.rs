@@ -22,6 +22,7 @@ pub(crate) fn all(add: &mut dyn FnMut(&str, Body)) {
     add("connections_wait_until_the_stack_is_ready", |bed| Box::pin(early(bed)));
     add("probes_decide_on_readiness_and_life", |bed| Box::pin(probes(bed)));
     add("many_connections_and_large_bodies_pass", |bed| Box::pin(traffic(bed)));
+    add("readers_of_logs_are_in_nobodys_way", |bed| Box::pin(followers(bed)));
 }
 
 async fn whole_way(bed: Bed) {
@@ -315,4 +316,26 @@ async fn traffic(bed: Bed) {
         assert!(length > least, "client {n} got {length} bytes");
     }
     runtime.remove(request.id, Duration::ZERO).await.expect("a removal");
+}
+
+/// More readers than a runtime has threads for what may wait, none of whom reads.
+async fn followers(bed: Bed) {
+    let runtime = bed.open().await;
+    let request = request(spec(vec![script("main", "seq 1000; exec sleep 1000")], &[]));
+    run(&runtime, &request).await;
+    let id = request.id;
+    until_logged(&runtime, id, "1000").await;
+    let mut readers = Vec::new();
+    for _ in 0..600 {
+        let options =
+            stackd_core::runtime::LogOptions { container: None, tail: None, follow: true };
+        readers.push(runtime.logs(id, options).await.expect("logs"));
+    }
+    for reader in &mut readers {
+        let line = within("it is read", futures_util::StreamExt::next(reader)).await;
+        line.expect("a line").expect("a line");
+    }
+    let removal = runtime.remove(id, Duration::ZERO);
+    within("the stack is removed", removal).await.expect("a removal");
+    drop(readers);
 }

@@ -15,6 +15,9 @@ pub(crate) fn all(add: &mut dyn FnMut(&str, Body)) {
     add("when_a_shim_dies_its_containers_die", |bed| Box::pin(shim_killed(bed)));
     add("a_reboot_ends_what_ran_and_leaves_nothing", |bed| Box::pin(rebooted(bed)));
     add("older_generations_and_epochs_are_refused", |bed| Box::pin(outdated(bed)));
+    add("a_start_that_was_under_way_is_found_again", |bed| Box::pin(under_way(bed)));
+    add("a_start_that_nobody_will_ask_for_ends", |bed| Box::pin(given_up(bed)));
+    add("a_port_that_cannot_be_bound_for_now_is_not_taken", |bed| Box::pin(no_descriptor(bed)));
 }
 
 fn shim_pid(bed: &Bed, id: stackd_core::StackId) -> i32 {
@@ -132,5 +135,73 @@ async fn outdated(bed: Bed) {
         let error = runtime.ensure(older).await.expect_err("it is older");
         assert_eq!(error.kind, ErrorKind::Rejected);
     }
+    runtime.remove(request.id, Duration::ZERO).await.expect("a removal");
+}
+
+/// A server that ends during a start leaves a shim that has not written down anything yet.
+async fn under_way(bed: Bed) {
+    let runtime = bed.open().await;
+    let request = request(spec(vec![web()], &[(8080, Protocol::Tcp)]));
+    run(&runtime, &request).await;
+    let id = request.id;
+    drop(runtime);
+    let state = bed.path().join("stacks").join(id.to_string()).join("state.json");
+    std::fs::remove_file(&state).expect("it has one");
+
+    let runtime = bed.open().await;
+    until_ready(&runtime, id).await;
+    assert!(get(request.ports[0].node_port, "/").expect("an answer").ends_with("hello\n"));
+    assert_eq!(exec(&runtime, id, &["true"]).await.1, 0);
+    runtime.remove(id, Duration::ZERO).await.expect("a removal");
+    assert!(get(request.ports[0].node_port, "/").is_err());
+}
+
+/// A server that has given up waiting for a start has removed its directory.
+async fn given_up(bed: Bed) {
+    let runtime = bed.open().await;
+    let many = (0..32).map(|n| container(&format!("c{n}"), &["sleep", "1000"])).collect();
+    let request = request(spec(many, &[(80, Protocol::Tcp)]));
+    let id = request.id;
+    runtime.claim_ports(id, &request.ports).expect("ports");
+    let start = {
+        let (runtime, request) = (runtime.clone(), request.clone());
+        tokio::spawn(async move { runtime.ensure(request).await })
+    };
+    let directory = bed.path().join("stacks").join(id.to_string());
+    let deadline = Instant::now() + PATIENCE;
+    while !directory.join("shim.sock").exists() {
+        assert!(Instant::now() < deadline, "it has no directory");
+        tokio::task::yield_now().await;
+    }
+    while directory.exists() {
+        // The shim may just be making a file in it.
+        let _ = std::fs::remove_dir_all(&directory);
+    }
+    start.await.expect("no panic").expect("it was started");
+    let state = until_ended(&runtime, id).await;
+    let RuntimeState::Ended { condition, .. } = state else { unreachable!() };
+    assert_eq!(condition.reason, reason::LOST, "{condition:?}");
+    runtime.remove(id, Duration::ZERO).await.expect("a removal");
+}
+
+async fn no_descriptor(bed: Bed) {
+    let runtime = bed.open().await;
+    runtime.ready().await;
+    let request = request(spec(vec![web()], &[(8080, Protocol::Tcp)]));
+    let set = |current| {
+        // SAFETY: a plain structure of numbers is read and written.
+        unsafe {
+            let mut limit = std::mem::zeroed::<libc::rlimit>();
+            assert_eq!(libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit), 0);
+            let before = std::mem::replace(&mut limit.rlim_cur, current);
+            assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit), 0);
+            before
+        }
+    };
+    let before = set(0);
+    let claimed = runtime.claim_ports(request.id, &request.ports);
+    set(before);
+    assert_eq!(claimed, Err(stackd_core::runtime::PortsTaken(Vec::new())));
+    run(&runtime, &request).await;
     runtime.remove(request.id, Duration::ZERO).await.expect("a removal");
 }
