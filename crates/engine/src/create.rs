@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use stackd_core::admission::Denied;
+use stackd_core::clock::BootTime;
 use stackd_core::event::EventKind;
 use stackd_core::lifecycle::Seen;
 use stackd_core::runtime::ErrorKind;
@@ -68,15 +69,20 @@ pub(crate) async fn create(
             }
         },
     };
-    // Each try takes other ports, and leaves alone for a while what was found taken.
+    // Each try takes other ports, and leaves alone for a while what was found taken. One that would
+    // not be told in time is not begun.
+    let wait = shared.config.schedule_wait;
+    let begun = shared.clock.boot();
+    let (begin_by, answer_by) = (begun.after(wait), begun.after(wait * 2));
     for _ in 0..PORT_TRIES {
-        match accept(&shared, command.clone(), claim.as_ref()).await? {
+        match accept(&shared, command.clone(), claim.as_ref(), answer_by).await? {
             Accepted::Made(stack, created_at) => {
                 if let Some(claim) = claim {
                     claim.made(stack.stack.id, created_at);
                 }
                 return Ok(Created { stack, replayed: false });
             }
+            Accepted::PortTaken if shared.clock.boot() >= begin_by => break,
             Accepted::PortTaken => {}
         }
     }
@@ -97,6 +103,7 @@ async fn accept(
     shared: &SharedEngine,
     command: CreateStack,
     claim: Option<&Claimed>,
+    answer_by: BootTime,
 ) -> Result<Accepted, CreateError> {
     let config = &shared.config;
     let ttl = command.ttl.unwrap_or(config.default_ttl);
@@ -196,7 +203,7 @@ async fn accept(
                 }
             },
             Err(error) => {
-                withdraw(shared, id, claim).await?;
+                withdraw(shared, id, claim, answer_by).await?;
                 if error.condition.reason == reason::NODE_PORT_TAKEN {
                     return Ok(Accepted::PortTaken);
                 }
@@ -232,16 +239,16 @@ async fn verdict_of(
     }
 }
 
-/// Takes back what nobody was told of, and waits a moment until nothing is left of it: who asks
-/// again is not to be refused for its sake.
+/// Takes back what nobody was told of, and waits until nothing is left of it, as long as the caller
+/// may still wait: who asks again is not to be refused for its sake.
 async fn withdraw(
     shared: &SharedEngine,
     id: StackId,
     claim: Option<&Claimed>,
+    answer_by: BootTime,
 ) -> Result<(), CreateError> {
     remove::end(shared, id, claim.map(Claimed::forget)).await?;
-    let deadline = shared.clock.boot().after(shared.config.schedule_wait);
-    let mut sleep = shared.clock.sleep_until(deadline);
+    let mut sleep = shared.clock.sleep_until(answer_by);
     loop {
         let changed = shared.waiter(id).notified_owned();
         if !shared.book.lock().entries.contains_key(&id) {

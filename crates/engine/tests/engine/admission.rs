@@ -241,6 +241,40 @@ async fn a_port_that_the_runtime_finds_taken_is_exchanged() {
 }
 
 #[tokio::test]
+async fn a_create_that_finds_taken_ports_is_answered_in_time() {
+    let test = with_late_placement().await;
+    let wait = EngineConfig::default().schedule_wait;
+    // What was refused cannot be taken back for the moment, so that each try takes its time.
+    test.runtime.set_removable(false);
+    let taken = || refusal(ErrorKind::Saturated, reason::NODE_PORT_TAKEN, "taken");
+    (0..5).for_each(|_| test.runtime.fail_next_with(taken()));
+    let begun = test.clock.boot();
+    let engine = test.engine.clone();
+    let create = create_command("a", spec("app").build());
+    let create = tokio::spawn(async move { engine.create(create).await });
+    let tick = Duration::from_millis(20);
+    within("an answer", async {
+        while !create.is_finished() {
+            test.clock.advance(tick);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    let refused = create.await.unwrap();
+    assert!(matches!(refused, Err(CreateError::NoNodePort)), "{refused:?}");
+    let took = test.clock.boot().0 - begun.0;
+    assert!(took <= wait * 2 + tick * 5, "{took:?}");
+    test.runtime.set_removable(true);
+    within("nothing is left of it", async {
+        while !test.store.load().await.unwrap().stacks.is_empty() {
+            test.clock.advance(Duration::from_secs(1));
+        }
+    })
+    .await;
+    test.finish().await;
+}
+
+#[tokio::test]
 async fn what_finds_no_machine_in_time_is_refused_and_later_it_fails() {
     let test = with_late_placement().await;
     let wait = EngineConfig::default().schedule_wait;

@@ -100,6 +100,12 @@ impl Handle {
         self.shared.lock().full = !room;
     }
 
+    /// Lets nothing be removed, or be removed again: removals are answered with
+    /// [`ErrorKind::Retry`].
+    pub fn set_removable(&self, removable: bool) {
+        self.shared.lock().unremovable = !removable;
+    }
+
     /// Lets a foreign process hold these node ports, and no others.
     pub fn hold_ports(&self, ports: impl IntoIterator<Item = (Protocol, u16)>) {
         self.shared.lock().foreign = ports.into_iter().collect();
@@ -125,6 +131,11 @@ impl Handle {
     /// How often a start was asked for, all stacks together; repeated requests count.
     pub fn ensure_calls(&self) -> u64 {
         self.shared.lock().ensure_calls
+    }
+
+    /// How often a removal was refused on demand.
+    pub fn refused_removals(&self) -> u64 {
+        self.shared.lock().refused_removals
     }
 
     /// The runtime as it is after its machine's service was started anew: observers are cut off,

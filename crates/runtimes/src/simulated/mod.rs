@@ -136,6 +136,7 @@ impl Runtime for SimulatedRuntime {
         Box::pin(async move {
             self.shared.reach()?;
             pause(self.shared.config.remove_delay).await;
+            self.shared.may_remove()?;
             self.shared.note(format_args!("remove {id}"));
             self.shared.remove(id);
             Ok(())

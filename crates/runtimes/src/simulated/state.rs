@@ -52,6 +52,8 @@ pub(super) struct State {
     pub(super) directory: Option<Directory>,
     unreachable: bool,
     pub(super) full: bool,
+    pub(super) unremovable: bool,
+    pub(super) refused_removals: u64,
     newest_epoch: u64,
     runs: u64,
     observers: Vec<mpsc::UnboundedSender<Observation>>,
@@ -354,6 +356,15 @@ impl Shared {
         // Ports are free before anybody hears of the end.
         state.release(id);
         state.change(id, |_| Some(RuntimeState::Ended { outcome, exit_code, condition, at: now() }))
+    }
+
+    pub(super) fn may_remove(&self) -> Result<(), RuntimeError> {
+        let mut state = self.lock();
+        if state.unremovable {
+            state.refused_removals += 1;
+            return Err(unreachable());
+        }
+        Ok(())
     }
 
     pub(super) fn remove(&self, id: StackId) {
