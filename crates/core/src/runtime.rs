@@ -72,6 +72,10 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// The full inventory, then [`Observation::Synced`], then every change. The stream ends when
     /// the runtime is lost, and may then be asked for again.
+    ///
+    /// Of several servers only the one that leads observes. What a runtime changes without being
+    /// asked (it ends what has failed, it mends what somebody broke) it changes only while a stream
+    /// is open, where several servers share what it runs on.
     fn observe(&self) -> BoxStream<'static, Observation>;
 
     /// What a container has written. A stack that is not here is an

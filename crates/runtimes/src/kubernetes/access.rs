@@ -1,5 +1,5 @@
 //! The rights that this runtime needs: one list, for `stackd doctor`, for the chart's roles, and for
-//! the test that takes each away in turn.
+//! the test that compares it with what the API server was asked for.
 
 /// A right on a kind of object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

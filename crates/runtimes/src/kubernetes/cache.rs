@@ -155,20 +155,41 @@ impl State {
         !before && self.is_synced()
     }
 
-    /// Sends the inventory, now or when it is whole, and then every change.
-    pub(super) fn observe(&mut self, observer: mpsc::UnboundedSender<Observation>) {
+    /// Sends the inventory, now or when it is whole, and then every change. True where nobody has
+    /// observed before, so that everything is to be [assessed](Self::assess) anew.
+    pub(super) fn observe(&mut self, observer: mpsc::UnboundedSender<Observation>) -> bool {
         if self.is_synced() {
-            self.send_inventory(observer);
+            self.begin_observation(vec![observer])
         } else {
             self.expectant.push(observer);
+            false
         }
     }
 
-    /// The inventory is whole: all who wait for it get it.
-    pub(super) fn release_observers(&mut self) {
-        for observer in std::mem::take(&mut self.expectant) {
-            self.send_inventory(observer);
+    /// The inventory is whole: all who wait for it get it. True as from [`Self::observe`].
+    pub(super) fn release_observers(&mut self) -> bool {
+        let expectant = std::mem::take(&mut self.expectant);
+        self.begin_observation(expectant)
+    }
+
+    fn begin_observation(&mut self, observers: Vec<mpsc::UnboundedSender<Observation>>) -> bool {
+        let acted = self.acts();
+        observers.into_iter().for_each(|observer| self.send_inventory(observer));
+        let begins = !acted && self.acts();
+        if begins {
+            // What was begun for an earlier observer, another server may have undone meanwhile.
+            for entry in self.entries.values_mut() {
+                entry.acting.killing = false;
+                entry.acting.dropping = false;
+            }
         }
+        begins
+    }
+
+    /// Whether somebody observes: the engine that decides. Nothing is changed in the cluster for one
+    /// that does not, or not any more: what this server would undo is what another one does.
+    pub(super) fn acts(&self) -> bool {
+        self.observers.iter().any(|observer| !observer.is_closed())
     }
 
     fn send_inventory(&mut self, observer: mpsc::UnboundedSender<Observation>) {
@@ -275,6 +296,7 @@ impl State {
         if !self.is_synced() {
             return Vec::new();
         }
+        let acts = self.acts();
         let Some(entry) = self.entries.get_mut(&id) else { return Vec::new() };
         if entry.policy.is_none() && entry.service.is_none() && entry.pod.is_none() {
             if !entry.making {
@@ -289,7 +311,7 @@ impl State {
             return Vec::new();
         }
         let mut actions = Vec::new();
-        let state = entry.state(&self.nodes, &self.lost_nodes, &mut actions);
+        let state = entry.state(&self.nodes, &self.lost_nodes, acts, &mut actions);
         let told = entry.observed(id, state, &self.nodes);
         if entry.told.as_deref() != Some(&told) {
             entry.told = Some(Box::new(told.clone()));
@@ -323,11 +345,12 @@ impl State {
 }
 
 impl Entry {
-    /// How it is, and what is to be done about that.
+    /// How it is, and what is to be done about that; without `acts`, nothing that changes anything.
     fn state(
         &mut self,
         nodes: &HashMap<Box<str>, Seen<NodeView>>,
         lost: &HashSet<Box<str>>,
+        acts: bool,
         actions: &mut Vec<Action>,
     ) -> RuntimeState {
         let node = self.pod.as_ref().and_then(|pod| pod.view.node.as_deref());
@@ -345,14 +368,19 @@ impl Entry {
             };
             self.over = over.map(Box::new);
         }
+        // Nothing closes off any more what is left.
+        if self.over.is_none() && self.complete && self.policy.is_none() && self.pod.is_some() {
+            let over = Over::failed(reason::LOST, "its network policy was deleted");
+            self.over = Some(Box::new(over));
+        }
         if let Some(over) = &self.over {
             let node_lost = over.outcome == stackd_core::runtime::Outcome::NodeLost;
             let runs = self.pod.as_ref().is_some_and(|pod| !pod.view.phase.is_over()) && !node_lost;
-            if runs && !std::mem::replace(&mut self.acting.killing, true) {
+            if acts && runs && !std::mem::replace(&mut self.acting.killing, true) {
                 actions.push(Action::Kill);
             }
             let service = self.service.is_some();
-            if service && !std::mem::replace(&mut self.acting.dropping, true) {
+            if acts && service && !std::mem::replace(&mut self.acting.dropping, true) {
                 actions.push(Action::DropService);
             }
             if runs || service {
@@ -373,7 +401,8 @@ impl Entry {
         let Some(pod) = &self.pod else {
             return RuntimeState::Starting { condition: None };
         };
-        if self.service.is_none()
+        if acts
+            && self.service.is_none()
             && !self.making
             && !pod.view.deleting
             && self.policy.as_ref().is_some_and(|policy| !policy.view.deleting)

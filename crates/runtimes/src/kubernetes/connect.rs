@@ -1,5 +1,8 @@
 //! From settings to a connection: which cluster, as whom, and whether it has what is named.
 
+use std::collections::{HashMap, HashSet};
+use std::future::Future;
+
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::api::ListParams;
@@ -14,6 +17,7 @@ use super::cache::State;
 use super::config::{KubernetesConfig, UserNamespaces};
 use super::error::chain;
 use super::inner::Inner;
+use super::node::makes_user_namespaces;
 use super::status::NodeView;
 
 /// The cluster cannot be used as the settings say.
@@ -61,51 +65,70 @@ pub(super) async fn client(config: &KubernetesConfig) -> Result<(Client, String)
     Ok((client, url))
 }
 
-/// Whether stacks get a user namespace: decided once, so that a node that joins later and cannot
-/// make one refuses stacks, and none is isolated less than was told.
-async fn user_namespaces(config: &KubernetesConfig, client: &Client) -> kube::Result<bool> {
+/// The classes whose stacks get a user namespace: decided once, so that a node that joins later and
+/// cannot make one refuses stacks, and none is isolated less than was told. `handlers` are those of
+/// the classes.
+async fn user_namespaces(
+    config: &KubernetesConfig,
+    client: &Client,
+    handlers: &HashMap<&str, String>,
+) -> kube::Result<HashSet<String>> {
+    let classes = config.classes().into_iter();
     match config.user_namespaces {
-        UserNamespaces::Always => return Ok(true),
-        UserNamespaces::Never => return Ok(false),
+        UserNamespaces::Always => return Ok(classes.collect()),
+        UserNamespaces::Never => return Ok(HashSet::new()),
         UserNamespaces::Auto => {}
     }
     let nodes: Api<Node> = Api::all(client.clone());
-    let nodes = nodes.list(&ListParams::default()).await?;
-    let mut ready =
-        nodes.iter().map(|node| NodeView::of(config, node)).filter(|node| node.ready).peekable();
-    let can = ready.peek().is_some() && ready.all(|node| node.user_namespaces);
-    if !can {
-        tracing::warn!("not every node makes user namespaces: root in a stack is root on its node");
+    let mut nodes = nodes.list(&ListParams::default()).await?.items;
+    nodes.retain(|node| NodeView::of(config, node).ready);
+    let can = |class: &String| {
+        let handler = handlers.get(class.as_str()).map_or("", String::as_str);
+        let can = !nodes.is_empty() && nodes.iter().all(|n| makes_user_namespaces(n, handler));
+        if !can {
+            tracing::warn!(
+                class,
+                "not every node makes user namespaces: root in a stack is root on its node"
+            );
+        }
+        can
+    };
+    Ok(classes.filter(can).collect())
+}
+
+/// A call at the start; why it has failed.
+async fn in_time<T>(
+    config: &KubernetesConfig,
+    call: impl Future<Output = kube::Result<T>>,
+) -> Result<T, String> {
+    match tokio::time::timeout(config.api_timeout, call).await {
+        Ok(result) => result.map_err(|error| chain(&error)),
+        Err(_) => Err(format!("nothing within {:?}", config.api_timeout)),
     }
-    Ok(can)
 }
 
 /// Connects, and looks for what the settings name.
 pub(super) async fn open(config: KubernetesConfig) -> Result<Inner, ConnectError> {
     let (client, url) = client(&config).await?;
     let unreachable = |why: String| ConnectError::Unreachable { url: url.clone(), why };
-    let version = tokio::time::timeout(config.api_timeout, client.apiserver_version()).await;
-    match version {
-        Ok(Ok(version)) => {
-            tracing::info!(url, version = version.git_version, "the cluster answers")
-        }
-        Ok(Err(error)) => return Err(unreachable(chain(&error))),
-        Err(_) => return Err(unreachable(format!("nothing within {:?}", config.api_timeout))),
-    }
+    let version = in_time(&config, client.apiserver_version()).await.map_err(unreachable)?;
+    tracing::info!(url, version = version.git_version, "the cluster answers");
     let classes: Api<RuntimeClass> = Api::all(client.clone());
+    let mut handlers = HashMap::new();
     for (class, object) in &config.runtime_classes {
         if object.is_empty() {
             continue;
         }
-        let found = classes.get_opt(object).await.map_err(|error| unreachable(chain(&error)))?;
-        if found.is_none() {
+        let found = in_time(&config, classes.get_opt(object)).await.map_err(unreachable)?;
+        let Some(found) = found else {
             let (class, object) = (class.clone(), object.clone());
             return Err(ConnectError::NoRuntimeClass { class, object });
-        }
+        };
+        handlers.insert(class.as_str(), found.handler);
     }
-    let user_namespace = user_namespaces(&config, &client)
+    let user_namespaces = in_time(&config, user_namespaces(&config, &client, &handlers))
         .await
-        .map_err(|error| unreachable(format!("its nodes cannot be listed: {}", chain(&error))))?;
+        .map_err(|why| unreachable(format!("its nodes cannot be listed: {why}")))?;
     let capabilities = Capabilities {
         name: "kubernetes".to_owned(),
         runtime_classes: config.classes(),
@@ -114,7 +137,7 @@ pub(super) async fn open(config: KubernetesConfig) -> Result<Inner, ConnectError
         // The API server counts numbers, whatever the protocol.
         protocols_apart: false,
         enforcement: Enforcement {
-            user_namespace,
+            user_namespace: config.classes().iter().all(|class| user_namespaces.contains(class)),
             seccomp: "RuntimeDefault".to_owned(),
             // The kubelet's own limit holds.
             pids_limit: false,
@@ -128,6 +151,7 @@ pub(super) async fn open(config: KubernetesConfig) -> Result<Inner, ConnectError
         nodes: Api::all(client.clone()),
         client,
         capabilities,
+        user_namespaces,
         config,
         state: Mutex::new(State::default()),
         told: Default::default(),

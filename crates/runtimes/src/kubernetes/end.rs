@@ -47,6 +47,20 @@ impl Inner {
     ) -> Result<(), RuntimeError> {
         let lock = self.lock(id);
         let guard = lock.lock().await;
+        let result = self.take_away(id, grace).await;
+        if result.is_err() {
+            // Until it is asked for again, what becomes of it is told as before.
+            self.change_entry(id, |entry| entry.removing = false);
+        }
+        drop(guard);
+        if result.is_ok() {
+            self.state.lock().unclaim(id);
+            self.forget_lock(id);
+        }
+        result
+    }
+
+    async fn take_away(self: &Arc<Self>, id: StackId, grace: Duration) -> Result<(), RuntimeError> {
         let grace = self.mark_removing(id, grace);
         let name = id.to_string();
         let uid = self.of_entry(id, |entry| entry.policy.as_ref().map(|it| it.view.uid.clone()));
@@ -71,16 +85,10 @@ impl Inner {
             }
             Ok(())
         };
-        let result = match tokio::time::timeout(PATIENCE, gone).await {
+        match tokio::time::timeout(PATIENCE, gone).await {
             Ok(result) => result,
             Err(_) => Err(error::retry(format!("{id} is not gone yet"))),
-        };
-        drop(guard);
-        if result.is_ok() {
-            self.state.lock().unclaim(id);
-            self.forget_lock(id);
         }
-        result
     }
 
     /// Nobody hears of it any more. Gives its pod and the seconds of grace that this has to be told,

@@ -1,6 +1,7 @@
 //! The runtime behind its handles: the connection, what is known, and what is done about it without
 //! being asked for.
 
+use std::collections::HashSet;
 use std::fmt::Debug;
 use std::future::Future;
 use std::sync::Arc;
@@ -14,9 +15,10 @@ use kube::{Api, Client};
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use serde_json::json;
-use stackd_core::runtime::Capabilities;
+use stackd_core::runtime::{Capabilities, Observation};
 use stackd_core::stack::reason;
 use stackd_core::{RuntimeError, StackId};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -36,6 +38,8 @@ const PORTS_LINGER: Duration = Duration::from_secs(20);
 pub(super) struct Inner {
     pub(super) config: KubernetesConfig,
     pub(super) capabilities: Capabilities,
+    /// The runtime classes whose stacks get a user namespace.
+    pub(super) user_namespaces: HashSet<String>,
     pub(super) client: Client,
     pub(super) policies: Api<NetworkPolicy>,
     pub(super) services: Api<Service>,
@@ -93,19 +97,33 @@ impl Inner {
         }
     }
 
-    /// Every kind was listed for the first time.
-    pub(super) fn synced(self: &Arc<Self>) {
+    /// Begins to tell an observer, and to act for it.
+    pub(super) fn observe(self: &Arc<Self>, observer: mpsc::UnboundedSender<Observation>) {
+        let begins = self.state.lock().observe(observer);
+        if begins {
+            self.assess_all();
+        }
+    }
+
+    fn assess_all(self: &Arc<Self>) {
         let ids: Vec<_> = self.state.lock().entries.keys().copied().collect();
         for id in ids {
             self.change(id, |_| {});
         }
-        let mut state = self.state.lock();
-        state.release_observers();
+    }
+
+    /// Every kind was listed for the first time.
+    pub(super) fn synced(self: &Arc<Self>) {
+        self.assess_all();
+        let begins = self.state.lock().release_observers();
+        if begins {
+            self.assess_all();
+        }
+        let state = self.state.lock();
         // A node may have gone while nobody looked.
         let named =
             state.entries.values().filter_map(|entry| entry.pod.as_ref()?.view.node.clone());
-        let missing: std::collections::HashSet<_> =
-            named.filter(|node| !state.nodes.contains_key(node)).collect();
+        let missing: HashSet<_> = named.filter(|node| !state.nodes.contains_key(node)).collect();
         drop(state);
         for node in missing {
             self.node_gone(node);
@@ -249,7 +267,7 @@ impl Inner {
                     let version = (policy.generation, policy.epoch);
                     let wanted = entry.service.is_none() && entry.over.is_none();
                     let ports = &entry.ports;
-                    (wanted && !entry.removing)
+                    (wanted && !entry.removing && state.acts())
                         .then(|| objects::service(&self.config, id, version, ports, owner))
                 })
             };

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kube::api::PostParams;
+use kube::api::{ListParams, PostParams};
 use kube::{Api, Resource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -14,7 +14,7 @@ use stackd_core::{RuntimeError, StackId};
 
 use super::inner::Inner;
 use super::watches::{self, Watched};
-use super::{error, objects};
+use super::{error, names, objects};
 
 /// How long the watch may take to tell of an object that is there.
 const ADOPT: Duration = Duration::from_secs(2);
@@ -115,7 +115,7 @@ impl Inner {
             let pod = objects::pod(
                 &self.config,
                 request,
-                self.capabilities.enforcement.user_namespace,
+                self.user_namespaces.contains(&request.runtime_class),
                 owner.clone(),
             );
             self.post(&self.pods, &pod, id, request.generation).await
@@ -132,7 +132,7 @@ impl Inner {
     }
 
     /// Makes one object. One that is there already is taken over where it is ours and of this
-    /// generation: an answer may have been lost. The watch tells; nothing is asked for.
+    /// generation: an answer may have been lost. The watch tells; where it does not, it is asked for.
     async fn post<K>(
         self: &Arc<Self>,
         api: &Api<K>,
@@ -160,7 +160,22 @@ impl Inner {
             inner.state.lock().entries.get(&id).and_then(K::generation).is_some()
         });
         let _ = tokio::time::timeout(ADOPT, known).await;
-        let found = self.state.lock().entries.get(&id).and_then(K::generation);
+        let told = || self.state.lock().entries.get(&id).and_then(K::generation);
+        let mut found = told();
+        if found.is_none() {
+            let name = object.meta().name.as_deref().unwrap_or_default();
+            let only = ListParams::default().fields(&format!("metadata.name={name}"));
+            let Some(there) = self.call(&what, api.list(&only)).await?.items.pop() else {
+                return Err(error::retry(format!("{what}: an earlier one is gone by now")));
+            };
+            if names::is_of(there.meta(), &self.config, id) {
+                watches::made(self, &there);
+                found = told();
+                if found.is_none() {
+                    return Err(error::retry(format!("{what}: it was removed meanwhile")));
+                }
+            }
+        }
         match found {
             Some((found, false)) if found == generation => Ok(()),
             Some((_, true)) => {

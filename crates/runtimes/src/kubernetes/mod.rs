@@ -3,7 +3,8 @@
 //! Each stack is a NetworkPolicy, which owns a Service and a Pod, so that one deletion takes all.
 //! What the cluster has is known from one watch for each kind and from nothing else: no call is
 //! made to learn how a stack is. This module knows the cluster; what should run is decided in the
-//! engine.
+//! engine. Of itself it changes something (ends what has failed, makes a deleted Service anew) only
+//! while it is observed: of several servers, only the one that leads does that.
 
 mod access;
 mod cache;
@@ -119,7 +120,7 @@ impl Runtime for KubernetesRuntime {
 
     fn observe(&self) -> BoxStream<'static, Observation> {
         let (sender, receiver) = mpsc::unbounded_channel();
-        self.inner.state.lock().observe(sender);
+        self.inner.observe(sender);
         Box::pin(UnboundedReceiverStream::new(receiver))
     }
 

@@ -62,6 +62,14 @@ pub(super) fn stack_of(metadata: &ObjectMeta) -> Option<StackId> {
     metadata.labels.as_ref()?.get(STACK)?.parse().ok()
 }
 
+/// Whether an object is this installation's, and of this stack.
+pub(super) fn is_of(metadata: &ObjectMeta, config: &KubernetesConfig, id: StackId) -> bool {
+    let label = |key| metadata.labels.as_ref().and_then(|labels| labels.get(key));
+    label(MANAGED_BY).is_some_and(|us| us == US)
+        && label(INSTALLATION) == Some(&config.installation)
+        && stack_of(metadata) == Some(id)
+}
+
 /// A number in an annotation of ours.
 pub(super) fn number(metadata: &ObjectMeta, key: &str) -> Option<u64> {
     metadata.annotations.as_ref()?.get(key)?.parse().ok()

@@ -30,18 +30,24 @@ impl NodeView {
             let mut conditions = status.conditions.iter().flatten();
             conditions.any(|c| c.type_ == "Ready" && c.status == "True")
         });
-        let handlers = status.and_then(|status| status.runtime_handlers.as_ref());
-        let default = handlers.and_then(|handlers| {
-            handlers.iter().find(|handler| handler.name.as_deref().unwrap_or_default().is_empty())
-        });
-        let features = default.and_then(|handler| handler.features.as_ref());
         Self {
             ready,
             public_ip: public.map(Into::into),
             dial: dial.and_then(|address| address.parse().ok()),
-            user_namespaces: features.and_then(|f| f.user_namespaces).unwrap_or(false),
+            user_namespaces: makes_user_namespaces(node, ""),
         }
     }
+}
+
+/// Whether a handler of a node says that it makes user namespaces; the default one has no name.
+pub(super) fn makes_user_namespaces(node: &Node, handler: &str) -> bool {
+    let handlers = node.status.as_ref().and_then(|status| status.runtime_handlers.as_ref());
+    let found = handlers
+        .into_iter()
+        .flatten()
+        .find(|found| found.name.as_deref().unwrap_or_default() == handler);
+    let features = found.and_then(|found| found.features.as_ref());
+    features.and_then(|features| features.user_namespaces).unwrap_or(false)
 }
 
 #[cfg(test)]
@@ -62,6 +68,23 @@ mod tests {
             },
         }))
         .unwrap()
+    }
+
+    #[test]
+    fn each_handler_says_for_itself_whether_it_makes_user_namespaces() {
+        let node: Node = serde_json::from_value(serde_json::json!({
+            "metadata": {"name": "n"},
+            "status": {"runtimeHandlers": [
+                {"name": "", "features": {"userNamespaces": true}},
+                {"name": "second", "features": {"userNamespaces": false}},
+                {"name": "third"},
+            ]},
+        }))
+        .unwrap();
+        assert!(makes_user_namespaces(&node, ""));
+        for handler in ["second", "third", "missing"] {
+            assert!(!makes_user_namespaces(&node, handler), "{handler}");
+        }
     }
 
     #[test]

@@ -30,6 +30,10 @@ enum Refuse {
     Watches,
     /// Too many requests: every other call that changes something is to come again later.
     Changes,
+    /// What was made was made, and the answer is lost; and there is no watch that would tell.
+    Answers,
+    /// Nothing is removed.
+    Removals,
 }
 
 /// The front. It ends with the executor that it was made on.
@@ -116,6 +120,11 @@ impl Shared {
                     json(200, format!("{{\"type\": \"ERROR\", \"object\": {body}}}\n"))
                 })
             }
+            Refuse::Answers if is_watch(request) => Some(StatusCode::BAD_GATEWAY.into_response()),
+            Refuse::Removals if request.method() == Method::DELETE => {
+                self.refused.fetch_add(1, Ordering::Relaxed);
+                Some(json(503, status(503, "ServiceUnavailable")))
+            }
             Refuse::Changes if request.method() != Method::GET => {
                 if self.asked.fetch_add(1, Ordering::Relaxed) % 2 == 1 {
                     return None;
@@ -136,6 +145,7 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
         return refusal;
     }
     let is_watch = is_watch(&request);
+    let makes = request.method() == Method::POST;
     let (mut head, body) = request.into_parts();
     let body = to_bytes(body, usize::MAX).await.expect("a body");
     for name in [header::HOST, header::CONTENT_LENGTH, header::CONNECTION] {
@@ -147,13 +157,18 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
     };
     let (head, body) = answer.into_parts();
     let body = Body::new(body);
+    if makes && head.status.is_success() && *shared.refuse.borrow() == Refuse::Answers {
+        shared.refused.fetch_add(1, Ordering::Relaxed);
+        return StatusCode::BAD_GATEWAY.into_response();
+    }
     if !is_watch {
         return Response::from_parts(head, body);
     }
     let mut refuse = shared.refuse.subscribe();
     let cut = async move {
         // The front may end before anything is refused.
-        if refuse.wait_for(|refuse| *refuse == Refuse::Watches).await.is_err() {
+        let cuts = |refuse: &Refuse| matches!(refuse, Refuse::Watches | Refuse::Answers);
+        if refuse.wait_for(cuts).await.is_err() {
             std::future::pending::<()>().await;
         }
     };
@@ -216,4 +231,74 @@ pub(crate) async fn too_many_requests(bed: Bed) {
     }
     let objects = bed.kubectl(&["get", "services,pods,networkpolicies", "--output=name"]);
     assert_eq!(objects.trim(), "");
+}
+
+/// What was made although its answer was lost is found and taken over, also where no watch tells
+/// of it: until then the engine is asked to come again, and the stack has not failed.
+pub(crate) async fn lost(bed: Bed) {
+    let front = Front::of(&bed).await;
+    let directory = tempfile::tempdir().expect("a directory");
+    let runtime = runtime(&bed, &front, &directory).await;
+    let other = Stack::running(&runtime).await;
+    let mut stack = Stack::new(&runtime, build::spec(IMAGE).build());
+    front.refuse(Refuse::Answers);
+    let mut tries = 0;
+    while let Err(error) = stack.begin(&runtime).await {
+        assert_eq!(error.kind, ErrorKind::Retry, "{error:?}");
+        tries += 1;
+        assert!(tries < 20, "{error:?}");
+    }
+    // The policy by itself, then the other two at once.
+    assert_eq!((front.refused(), tries), (3, 2));
+    front.refuse(Refuse::Nothing);
+    stack.until(is_ready).await;
+    let made = |kind: &str| bed.kubectl(&["get", kind, "--output=name"]).lines().count();
+    assert_eq!((made("pods"), made("services"), made("networkpolicies")), (2, 2, 2));
+    for stack in [&stack, &other] {
+        stack.remove(&runtime).await;
+    }
+}
+
+/// An object under the name of a stack's that was not made for this start of it is not taken over.
+pub(crate) async fn of_another_generation(bed: Bed) {
+    let front = Front::of(&bed).await;
+    let directory = tempfile::tempdir().expect("a directory");
+    let runtime = runtime(&bed, &front, &directory).await;
+    let other = Stack::running(&runtime).await;
+    let stack = Stack::new(&runtime, build::spec(IMAGE).build());
+    let id = stack.id();
+    front.refuse(Refuse::Answers);
+    bed.cluster.apply(&format!(
+        "apiVersion: v1\nkind: Service\nmetadata:\n  name: {}\n  namespace: {}\n  labels:\n    \
+         app.kubernetes.io/managed-by: stackd\n    app.kubernetes.io/part-of: stackd\n    \
+         app.kubernetes.io/instance: {id}\n  annotations: {{stackd.dev/generation: '7'}}\n\
+         spec: {{ports: [{{port: 80}}]}}\n",
+        id.service_name(),
+        bed.namespace.name
+    ));
+    let mut error = stack.begin(&runtime).await.expect_err("the answer is lost");
+    assert_eq!(error.kind, ErrorKind::Retry, "{error:?}");
+    error = stack.begin(&runtime).await.expect_err("a name is taken");
+    assert_eq!(error.kind, ErrorKind::Failed, "{error:?}");
+    assert!(error.operator.contains("is not of this stack"), "{error:?}");
+    front.refuse(Refuse::Nothing);
+    for stack in [&stack, &other] {
+        stack.remove(&runtime).await;
+    }
+}
+
+/// A removal that the API server refuses for the moment leaves nobody in the dark.
+pub(crate) async fn removals(bed: Bed) {
+    let front = Front::of(&bed).await;
+    let directory = tempfile::tempdir().expect("a directory");
+    let runtime = runtime(&bed, &front, &directory).await;
+    let mut stack = Stack::running(&runtime).await;
+    front.refuse(Refuse::Removals);
+    let removal = runtime.remove(stack.id(), std::time::Duration::ZERO);
+    let error = within("a removal is refused", removal).await.expect_err("it is refused");
+    assert_eq!(error.kind, ErrorKind::Retry, "{error:?}");
+    front.refuse(Refuse::Nothing);
+    bed.kubectl(&["delete", "pod", &stack.id().to_string(), "--wait=false", "--grace-period=1"]);
+    assert_eq!(stack.ended().await, (Outcome::Failed, reason::LOST.to_owned()));
+    stack.remove(&runtime).await;
 }

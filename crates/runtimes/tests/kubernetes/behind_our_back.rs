@@ -68,3 +68,17 @@ pub(crate) async fn policy(bed: Bed) {
     stack.until_gone().await;
     runtime.remove(stack.id(), Duration::ZERO).await.expect("nothing is left");
 }
+
+/// Without its policy a stack would run without its wall.
+pub(crate) async fn policy_alone(bed: Bed) {
+    let runtime = bed.open().await;
+    let mut stack = Stack::running(&runtime).await;
+    let id = stack.id().to_string();
+    bed.kubectl(&["delete", "networkpolicy", &id, "--cascade=orphan"]);
+    assert_eq!(stack.ended().await, (Outcome::Failed, reason::LOST.to_owned()));
+    let services = bed.kubectl(&["get", "services", "--output=name"]);
+    assert_eq!(services.trim(), "", "its node port is given back");
+    let phase = bed.kubectl(&["get", "pod", &id, "--output=jsonpath={.status.phase}"]);
+    assert_eq!(phase.trim(), "Failed", "it does not run any more");
+    stack.remove(&runtime).await;
+}

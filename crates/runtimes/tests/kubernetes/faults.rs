@@ -51,7 +51,9 @@ pub(crate) async fn control_plane_and_nodes() {
     let error = runtime.remove(first.id(), Duration::ZERO).await.expect_err("nobody answers");
     assert_eq!(error.kind, stackd_core::runtime::ErrorKind::Retry, "{error:?}");
     cluster.start_again("kube-apiserver");
-    while late.begin(&runtime).await.is_err() {}
+    while let Err(error) = late.begin(&runtime).await {
+        assert_eq!(error.kind, stackd_core::runtime::ErrorKind::Retry, "{error:?}");
+    }
     late.until(is_ready).await;
     late.remove(&runtime).await;
     first.remove(&runtime).await;

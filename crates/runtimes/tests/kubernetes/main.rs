@@ -7,6 +7,7 @@ mod behind_our_back;
 mod calls;
 mod contract;
 mod faults;
+mod followers;
 mod refusals;
 mod rights;
 mod support;
@@ -29,11 +30,16 @@ fn main() -> ExitCode {
         trial("calls::another_takes_over", calls::another_takes_over),
         trial("answers::too_old_to_watch", answers::too_old_to_watch),
         trial("answers::too_many_requests", answers::too_many_requests),
+        trial("answers::lost", answers::lost),
+        trial("answers::of_another_generation", answers::of_another_generation),
+        trial("answers::removals", answers::removals),
         trial("behind_our_back::a_full_disk", behind_our_back::a_full_disk),
         trial("behind_our_back::pod", behind_our_back::pod),
         trial("behind_our_back::eviction", behind_our_back::eviction),
         trial("behind_our_back::service", behind_our_back::service),
         trial("behind_our_back::policy", behind_our_back::policy),
+        trial("behind_our_back::policy_alone", behind_our_back::policy_alone),
+        trial("followers::they_change_nothing", followers::they_change_nothing),
         trial("rights::each_is_used_and_no_other", rights::each_is_used_and_no_other),
         trial("refusals::limits_and_quotas", refusals::limits_and_quotas),
         trial("refusals::node_ports", refusals::node_ports),

@@ -1,5 +1,5 @@
-//! The rights that are asked for are those that are used: with them alone all works, and without any
-//! of them something does not.
+//! The rights that are asked for are those that are used: with them alone all works, and the API
+//! server's own log shows that each of them was needed.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;

@@ -72,6 +72,18 @@ pub(crate) struct Stack {
 impl Stack {
     /// One that was not asked for yet, with free node ports.
     pub(crate) fn new(runtime: &KubernetesRuntime, spec: StackSpec) -> Self {
+        let mut stack = Self::unobserved(runtime, spec);
+        stack.observe(runtime);
+        stack
+    }
+
+    /// Hears from now on what this runtime says of it, which then also acts for it.
+    pub(crate) fn observe(&mut self, runtime: &KubernetesRuntime) {
+        self.seen = runtime.observe();
+    }
+
+    /// The same as [`Stack::new`], of a runtime that nobody observes for it.
+    pub(crate) fn unobserved(runtime: &KubernetesRuntime, spec: StackSpec) -> Self {
         static NEXT: AtomicU16 = AtomicU16::new(0);
         let id = build::stack_id();
         let port = |target: &TargetPort| PortMapping {
@@ -83,7 +95,7 @@ impl Stack {
         let ports: Vec<_> = spec.target_ports.iter().map(port).collect();
         runtime.claim_ports(id, &ports).expect("free ports");
         let request = build::ensure(id, spec, ports, "default");
-        Self { request, seen: runtime.observe(), state: None }
+        Self { request, seen: Box::pin(futures_util::stream::pending()), state: None }
     }
 
     pub(crate) fn id(&self) -> StackId {
