@@ -1,7 +1,7 @@
 //! The engine's own view: every stack with what was seen of it and what is being done for it, and
 //! what all of them hold together. One lock guards it; nothing is awaited under that lock.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -178,6 +178,8 @@ pub(crate) struct Book {
     /// The current observation round, and whether its inventory is complete.
     pub(crate) round: u64,
     pub(crate) synced: bool,
+    /// What has no row and is being removed.
+    pub(crate) orphans: HashSet<StackId>,
 }
 
 impl Book {

@@ -12,6 +12,7 @@ pub mod config;
 pub mod keys;
 pub mod live;
 
+mod alone;
 mod book;
 mod calls;
 mod create;
@@ -39,10 +40,11 @@ use stackd_core::runtime::{
     BoxStream, Capabilities, ExecRequest, ExecSession, LogLine, LogOptions, Usage,
 };
 use stackd_core::{Clock, JobId, Phase, Runtime, RuntimeError, StackId};
-use stackd_store::{Job, Store, StoreError};
+use stackd_store::{Candidate, Job, Store, StoreError};
 use tokio::sync::watch as watched;
 use tokio_util::task::TaskTracker;
 
+use crate::alone::Hold;
 use crate::book::SharedEngine;
 use crate::challenges::{Challenges, Players};
 use crate::replica::Replica;
@@ -67,6 +69,9 @@ pub enum StartError {
     /// The database could not be read.
     #[error("the database could not be read")]
     Store(#[from] StoreError),
+    /// Another server holds the lease, and renews it.
+    #[error("another server decides on this database")]
+    Held(Candidate),
 }
 
 /// A handle to the engine; clones share it.
@@ -81,8 +86,8 @@ pub struct Engine {
 /// Who decides here.
 #[derive(Clone)]
 enum Role {
-    /// This server, which is by itself.
-    Alone(SharedEngine),
+    /// This server, which is by itself; with its lease, where others reach the database.
+    Alone(SharedEngine, Option<Arc<Hold>>),
     /// Whichever replica leads.
     Replica(Arc<Replica>),
 }
@@ -112,7 +117,8 @@ pub struct Health {
 }
 
 impl Engine {
-    /// Loads what is kept, begins to observe the runtime and to work off what is due.
+    /// Loads what is kept, begins to observe the runtime and to work off what is due. For a database
+    /// that no other server reaches.
     pub async fn start(
         config: EngineConfig,
         store: Store,
@@ -123,9 +129,32 @@ impl Engine {
         let seed = random();
         let keys = Keys::new(store.clone(), snapshot.api_keys.clone());
         let view = Arc::new(View::new(config, store, runtime, clock, seed));
-        let right = Right { epoch: 0, tenure: None };
-        let term = Shared::begin_term(&view, snapshot, right, seed);
-        Ok(Self { view, role: Role::Alone(term), keys, tasks: TaskTracker::new() })
+        let term = Shared::begin_term(&view, snapshot, Right::of_owner(), seed);
+        Ok(Self { view, role: Role::Alone(term, None), keys, tasks: TaskTracker::new() })
+    }
+
+    /// The same on a database that other servers reach too: it holds the lease that a replica leads
+    /// by, and is refused where another does.
+    pub async fn start_alone(
+        config: EngineConfig,
+        lease: ReplicaConfig,
+        store: Store,
+        runtime: Arc<dyn Runtime>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, StartError> {
+        let hold = Arc::new(Hold::take(&store, &clock, lease).await?);
+        let snapshot = store.load().await?;
+        // Reading may have taken longer than the lease: then somebody may have it by now.
+        if !hold.renew().await {
+            return Err(StartError::Store(StoreError::Superseded));
+        }
+        let seed = random();
+        let keys = Keys::new(store.clone(), snapshot.api_keys.clone());
+        let view = Arc::new(View::new(config, store, runtime, clock, seed));
+        let term = Shared::begin_term(&view, snapshot, hold.right(), seed);
+        let tasks = TaskTracker::new();
+        tasks.spawn(Arc::clone(&hold).keep(Arc::clone(&term)));
+        Ok(Self { view, role: Role::Alone(term, Some(hold)), keys, tasks })
     }
 
     /// Begins as one of several on this database: it follows, and leads when no other does.
@@ -147,7 +176,7 @@ impl Engine {
     /// What may act here now; an error where another replica leads.
     pub(crate) fn term(&self) -> Result<SharedEngine, Unavailable> {
         match &self.role {
-            Role::Alone(term) => Ok(Arc::clone(term)),
+            Role::Alone(term, _) => Ok(Arc::clone(term)),
             Role::Replica(replica) => replica.term().ok_or_else(Unavailable::superseded),
         }
     }
@@ -156,15 +185,24 @@ impl Engine {
     /// acknowledged before the call. In a server by itself, and in the leader, that is at once.
     pub async fn in_step(&self) -> Result<(), Unavailable> {
         match &self.role {
-            Role::Alone(_) => Ok(()),
+            Role::Alone(..) => Ok(()),
             Role::Replica(replica) => replica.in_step().await,
+        }
+    }
+
+    /// Completes when another server has taken the database from this one, which was by itself: it
+    /// decides nothing more, and has to end. Elsewhere it never does.
+    pub async fn ousted(&self) {
+        match &self.role {
+            Role::Alone(_, Some(hold)) => hold.ousted().await,
+            Role::Alone(_, None) | Role::Replica(_) => std::future::pending().await,
         }
     }
 
     /// Who may change things, now and later. `None` in a server by itself.
     pub fn leadership(&self) -> Option<watched::Receiver<Leadership>> {
         match &self.role {
-            Role::Alone(_) => None,
+            Role::Alone(..) => None,
             Role::Replica(replica) => Some(replica.leadership()),
         }
     }
@@ -335,7 +373,7 @@ impl Engine {
     /// How well the engine is.
     pub fn health(&self) -> Health {
         let replica = match &self.role {
-            Role::Alone(_) => None,
+            Role::Alone(..) => None,
             Role::Replica(replica) => Some(replica.health()),
         };
         match self.term() {
@@ -364,9 +402,12 @@ impl Engine {
     pub async fn shutdown(&self) {
         self.resign().await;
         self.view.stop.cancel();
-        if let Role::Alone(term) = &self.role {
+        if let Role::Alone(term, hold) = &self.role {
             term.end_term();
             term.tasks.wait().await;
+            if let Some(hold) = hold {
+                hold.give_back().await;
+            }
         }
         self.tasks.close();
         self.tasks.wait().await;

@@ -26,7 +26,7 @@ use crate::starts::Turn;
 /// How long to wait before a failed call of the runtime is made again: first, and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
 
-fn backoff(attempts: u32) -> Duration {
+pub(crate) fn backoff(attempts: u32) -> Duration {
     let (first, longest) = RETRY;
     first.saturating_mul(1 << attempts.min(10)).min(longest)
 }
@@ -132,7 +132,7 @@ impl Shared {
         EnsureRequest {
             id: stack.id,
             generation: stack.generation,
-            epoch: self.right.epoch,
+            epoch: self.runtime_epoch(),
             spec: stack.spec.told(),
             ports: stack.ports.clone(),
             runtime_class: stack.runtime_class.clone(),
@@ -141,6 +141,13 @@ impl Shared {
             disk_bytes: stack.requested.disk_bytes,
             profile: self.config.profile,
         }
+    }
+
+    /// The epoch toward the runtime: nobody else asks one of a machine whose only server this is,
+    /// also when the next server there has another database.
+    fn runtime_epoch(&self) -> u64 {
+        let of_machine = self.runtime.capabilities().machine.is_some();
+        if self.right.alone && of_machine { 0 } else { self.right.epoch }
     }
 
     async fn start(

@@ -43,10 +43,19 @@ impl Tenure {
 /// Under which right a term acts.
 #[derive(Debug, Clone)]
 pub(crate) struct Right {
-    /// Which of all terms; 0 in a server by itself.
+    /// Which of all terms; 0 where no lease is held, since nobody else reaches the database.
     pub(crate) epoch: u64,
-    /// Until when; without end in a server by itself.
+    /// Until when the lease is known to be held; none where there is none.
     pub(crate) tenure: Option<Arc<Tenure>>,
+    /// Of a server by itself: it acts on from memory while the database is away.
+    pub(crate) alone: bool,
+}
+
+impl Right {
+    /// Of the only server that reaches its database.
+    pub(crate) fn of_owner() -> Self {
+        Self { epoch: 0, tenure: None, alone: true }
+    }
 }
 
 impl Shared {
@@ -68,6 +77,7 @@ impl Shared {
             timers: Default::default(),
             round: 0,
             synced: false,
+            orphans: Default::default(),
         };
         view.reset(&snapshot);
         for stack in snapshot.stacks {
@@ -116,8 +126,12 @@ impl Shared {
     /// Whether this engine may act. Looked at before each step: a process that was stopped for a
     /// while finds out here that its time is over.
     pub(crate) fn may_act(&self) -> bool {
-        let tenure = self.right.tenure.as_ref();
-        !self.stop.is_cancelled() && tenure.is_none_or(|t| self.clock.boot() < t.until())
+        !self.stop.is_cancelled() && (self.right.alone || self.holds_lease())
+    }
+
+    /// Whether nobody else can have begun to decide meanwhile.
+    pub(crate) fn holds_lease(&self) -> bool {
+        self.right.tenure.as_ref().is_none_or(|tenure| self.clock.boot() < tenure.until())
     }
 
     /// Acts no more from here on. What is under way is given up; use cases come to their end, and

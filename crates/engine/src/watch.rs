@@ -10,7 +10,8 @@ use stackd_core::lifecycle::{self, Seen, Work};
 use stackd_core::runtime::{Observation, ObservedStack, RuntimeState};
 use stackd_core::{Phase, StackId};
 
-use crate::book::SharedEngine;
+use crate::book::{Book, SharedEngine};
+use crate::reconcile::backoff;
 use crate::shared::Shared;
 
 /// How long to wait before a lost runtime is asked again.
@@ -72,9 +73,8 @@ impl Shared {
             let mut book = self.book.lock();
             let round = book.round;
             let Some(entry) = book.entries.get_mut(&seen.id) else {
-                drop(book);
                 if complete {
-                    self.remove_orphan(seen.id);
+                    self.remove_orphan(&mut book, seen.id);
                 }
                 return;
             };
@@ -107,7 +107,7 @@ impl Shared {
     /// The inventory is complete: what it does not name is not there, and what we do not know is
     /// nobody's.
     fn synced(self: &SharedEngine, inventory: &HashSet<StackId>) {
-        let (known, orphans) = {
+        let known: Vec<_> = {
             let mut book = self.book.lock();
             book.synced = true;
             let round = book.round;
@@ -123,15 +123,15 @@ impl Shared {
                     other => other,
                 };
             }
-            let known: Vec<_> = book.entries.keys().copied().collect();
             let orphans: Vec<_> =
                 inventory.iter().filter(|id| !book.entries.contains_key(id)).copied().collect();
-            (known, orphans)
+            let count = orphans.len();
+            tracing::info!(stacks = inventory.len(), orphans = count, "the runtime is synced");
+            for id in orphans {
+                self.remove_orphan(&mut book, id);
+            }
+            book.entries.keys().copied().collect()
         };
-        tracing::info!(stacks = inventory.len(), orphans = orphans.len(), "the runtime is synced");
-        for id in orphans {
-            self.remove_orphan(id);
-        }
         for id in known {
             self.drive(id);
         }
@@ -149,14 +149,32 @@ impl Shared {
     }
 
     /// Removes what runs and has no row: left by a crash between a removal's write and its end, or
-    /// by a database that was put back from an older copy.
-    fn remove_orphan(self: &SharedEngine, id: StackId) {
+    /// by a database that was put back from an older copy. Tried until it is gone, since the runtime
+    /// need not report it again; never while another server may have made it.
+    fn remove_orphan(self: &SharedEngine, book: &mut Book, id: StackId) {
+        if !book.orphans.insert(id) {
+            return;
+        }
         tracing::warn!(stack = %id, "removing a stack that has no row");
         let shared = Arc::clone(self);
         self.tasks.spawn(async move {
-            if let Err(error) = shared.runtime.remove(id, Duration::ZERO).await {
-                tracing::warn!(stack = %id, error = error.operator, "it could not be removed; the next inventory tries again");
+            let mut attempts = 0;
+            loop {
+                if shared.may_act() && shared.holds_lease() {
+                    match shared.runtime.remove(id, Duration::ZERO).await {
+                        Ok(()) => break,
+                        Err(error) => {
+                            tracing::warn!(stack = %id, error = error.operator, "it could not be removed yet");
+                        }
+                    }
+                }
+                let again = shared.clock.boot().after(backoff(attempts));
+                tokio::select! {
+                    () = shared.clock.sleep_until(again) => attempts += 1,
+                    () = shared.stop.cancelled() => return,
+                }
             }
+            shared.book.lock().orphans.remove(&id);
         });
     }
 }

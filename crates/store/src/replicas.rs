@@ -1,5 +1,6 @@
 //! What several servers on one PostgreSQL database need of it: a lease that one of them holds, and
-//! the news of what others have committed.
+//! the news of what others have committed. A server by itself holds the lease too, so that there is
+//! no second one.
 //!
 //! The lease lives by the database's clock alone. Its epoch goes up with every holder; it is also
 //! in the row that every commit holds, so that a holder that was superseded commits nothing: not
@@ -30,10 +31,23 @@ const COMMITS_AT_ONCE: u64 = 500;
 pub struct Candidate {
     /// Tells replicas apart, also two runs of one.
     pub id: String,
-    /// Where the others reach it, as `http://host:port` or `https://host:port`.
+    /// Where the others reach it, as `http://host:port` or `https://host:port`; empty for a server
+    /// by itself, which takes nothing from others.
     pub address: String,
     /// SHA-256 of the certificate that it shows there, in hexadecimal; empty without TLS.
     pub certificate: String,
+}
+
+impl Candidate {
+    /// A server that holds the lease to be by itself.
+    pub fn alone(id: impl Into<String>) -> Self {
+        Self { id: id.into(), address: String::new(), certificate: String::new() }
+    }
+
+    /// Whether it is by itself, and no replica.
+    pub fn is_alone(&self) -> bool {
+        self.address.is_empty()
+    }
 }
 
 /// Who leads.

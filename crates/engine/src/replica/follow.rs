@@ -129,6 +129,8 @@ impl Replica {
         let now = match &changes.leader {
             // This one is about to lead, or has just lost the lease.
             Some(leader) if leader.candidate.id == self.config.candidate.id => Leadership::Nobody,
+            // It takes nothing from others, and ends before a replica leads.
+            Some(leader) if leader.candidate.is_alone() => Leadership::Nobody,
             Some(leader) => {
                 Leadership::There { epoch: leader.epoch, leader: leader.candidate.clone() }
             }

@@ -57,7 +57,7 @@ impl Replica {
         self.keys.reset(snapshot.api_keys.clone());
         place.commit = Some(snapshot.commit);
         place.led = true;
-        let right = Right { epoch, tenure: Some(Arc::clone(tenure)) };
+        let right = Right { epoch, tenure: Some(Arc::clone(tenure)), alone: false };
         let mut term = self.term.write();
         let begun = Shared::begin_term(&self.view, snapshot, right, random());
         *term = Some(Arc::clone(&begun));

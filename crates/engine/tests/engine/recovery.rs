@@ -86,6 +86,43 @@ async fn what_nobody_knows_is_removed() {
 }
 
 #[tokio::test]
+async fn what_nobody_knows_and_cannot_be_removed_yet_is_tried_again() {
+    let mut test = TestEngine::start().await;
+    let orphan = stackd_testkit::build::stack_id();
+    let spec = spec("app").no_ports().build();
+    let request = stackd_testkit::build::ensure(orphan, spec, Vec::new(), "default");
+    let runtime = test.runtime.restarted(true);
+    runtime.ensure(request).await.unwrap();
+    test.runtime = runtime.handle();
+    test.runtime.set_removable(false);
+    let test = test.restart(true).await;
+    within("the inventory is complete", async {
+        while !test.engine.health().runtime_synced {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let refused = test.runtime.refused_removals();
+    within("it is asked for again", async {
+        while test.runtime.refused_removals() < refused + 2 {
+            test.clock.advance(Duration::from_millis(50));
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    // The runtime does not report it again.
+    test.runtime.set_removable(true);
+    within("it is removed", async {
+        while test.runtime.get(orphan).is_some() {
+            test.clock.advance(Duration::from_millis(50));
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    test.finish().await;
+}
+
+#[tokio::test]
 async fn a_lost_connection_is_no_lost_stack_but_what_went_meanwhile_is() {
     let test = TestEngine::start().await;
     let stays = test.running(spec("app").build()).await.stack.id;

@@ -410,7 +410,8 @@ pub(crate) const SETTINGS: &[Setting] = settings! {
     /// what they check: neither its name nor its authority matters.
     Text "replicas.advertise" "advertise" "URL";
     /// How long a replica leads without hearing from the database. Another takes over when it is
-    /// over, so this is how long a failover takes after a crash.
+    /// over, so this is how long a failover takes after a crash. A server by itself on PostgreSQL
+    /// holds such a lease too: a second one is refused.
     Text "replicas.lease" "replica-lease" "DURATION";
     /// How often the replica that leads renews its lease; at most half of it.
     Text "replicas.renew" "replica-renew" "DURATION";

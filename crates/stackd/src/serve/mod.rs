@@ -27,6 +27,7 @@ use crate::local::data_dir::DataDir;
 use crate::local::first_key::{self, FirstKey};
 use crate::local::open_store;
 use notify::Notify;
+use replica::Part;
 
 pub(crate) use check::{settings as check_settings, user as check_user};
 pub(crate) use parts::docker_config;
@@ -74,14 +75,20 @@ async fn serve(config: &Config, data: &DataDir, environment: &Environment) -> an
     let runtime = parts::runtime(config, data).await?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let settings = config.engine.clone();
-    let engine = match replica::of(config, &addresses, tls.as_ref(), &store, &runtime).await? {
-        None => Engine::start(settings, store, Arc::clone(&runtime.runtime), clock.clone()).await,
-        Some(replica) => {
-            let runtime = Arc::clone(&runtime.runtime);
-            Engine::start_replica(settings, replica, store, runtime, clock.clone()).await
+    let part = replica::of(config, &addresses, tls.as_ref(), &runtime)?;
+    let engine = {
+        let runtime = Arc::clone(&runtime.runtime);
+        match part {
+            Part::Owner => Engine::start(settings, store, runtime, clock.clone()).await,
+            Part::Alone(lease) => {
+                Engine::start_alone(settings, lease, store, runtime, clock.clone()).await
+            }
+            Part::Replica(replica) => {
+                Engine::start_replica(settings, replica, store, runtime, clock.clone()).await
+            }
         }
     };
-    let engine = engine.context("the engine cannot start")?;
+    let engine = engine.map_err(replica::not_started)?;
     if config.api.auth {
         let from_environment = environment.get("STACKD_API_KEY");
         let first = first_key::ensure(engine.keys(), data, from_environment, clock.wall()).await?;
@@ -118,6 +125,17 @@ async fn serve(config: &Config, data: &DataDir, environment: &Environment) -> an
             engine.resign().await;
         })
     };
+    let ousted = {
+        let (engine, stopping) = (engine.clone(), stopping.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = engine.ousted() => {}
+                () = stopping.cancelled() => return false,
+            }
+            stopping.cancel();
+            true
+        })
+    };
     let served = parts::listen(config, engine.clone(), listeners, tls, stopping.clone()).await;
     notify.stopping();
     tracing::info!("stopping; stacks go on");
@@ -128,6 +146,9 @@ async fn serve(config: &Config, data: &DataDir, environment: &Environment) -> an
     engine.shutdown().await;
     if tokio::time::timeout(config.api.shutdown_timeout, admin).await.is_err() {
         tracing::warn!("a local command did not end in time");
+    }
+    if ousted.await.context("a task has ended early")? {
+        return Err(replica::ousted().into());
     }
     served
 }

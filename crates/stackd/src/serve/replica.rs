@@ -1,28 +1,43 @@
-//! How this server takes part where there are several on one database.
+//! How this server takes part where there may be several on one database.
 
-use stackd_engine::ReplicaConfig;
+use stackd_engine::{ReplicaConfig, StartError};
 use stackd_server::Tls;
-use stackd_store::{Candidate, Store};
+use stackd_store::Candidate;
 
 use super::parts::Parts;
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
-use crate::local::database;
 
-/// Nothing where this server is by itself.
-pub(super) async fn of(
+/// How it does.
+pub(super) enum Part {
+    /// Nobody else reaches its database.
+    Owner,
+    /// It is by itself on a database that others reach too.
+    Alone(ReplicaConfig),
+    /// It is one of several.
+    Replica(ReplicaConfig),
+}
+
+/// What the settings say.
+pub(super) fn of(
     config: &Config,
     addresses: &[String],
     tls: Option<&Tls>,
-    store: &Store,
     runtime: &Parts,
-) -> Result<Option<ReplicaConfig>, Failure> {
+) -> Result<Part, Failure> {
     let replicas = &config.replicas;
+    let with =
+        |candidate| ReplicaConfig { candidate, lease: replicas.lease, renew: replicas.renew };
     if !replicas.enabled {
-        if config.store.database_url.is_some() {
-            refuse_beside_others(store).await?;
-        }
-        return Ok(None);
+        return Ok(match config.store.database_url {
+            None => Part::Owner,
+            Some(_) => {
+                let name = rustix::system::uname();
+                let name = name.nodename().to_string_lossy();
+                let id = format!("process {} on {name}", std::process::id());
+                Part::Alone(with(Candidate::alone(id)))
+            }
+        });
     }
     let capabilities = runtime.runtime.capabilities();
     if capabilities.machine.is_some() && config.runtime.simulated.directory.is_none() {
@@ -37,20 +52,33 @@ pub(super) async fn of(
     };
     let certificate = tls.map(|tls| tls.fingerprint().to_owned()).unwrap_or_default();
     tracing::info!(address, "one of several replicas");
-    Ok(Some(ReplicaConfig {
-        candidate: Candidate { id: format!("{bits:016x}"), address, certificate },
-        lease: replicas.lease,
-        renew: replicas.renew,
-    }))
+    Ok(Part::Replica(with(Candidate { id: format!("{bits:016x}"), address, certificate })))
 }
 
 /// Two servers that do not know of each other would both decide.
-async fn refuse_beside_others(store: &Store) -> Result<(), Failure> {
-    let others = store.changes_after(0).await.map_err(|error| database(&error))?;
-    let Some(leader) = others.leader else { return Ok(()) };
-    let address = leader.candidate.address;
-    Err(Failure::new(Exit::Busy, format!("replicas use this database; {address} leads them"))
-        .hint("add --replicas to be one of them, or stop them all first"))
+pub(super) fn not_started(error: StartError) -> anyhow::Error {
+    match error {
+        StartError::Held(holder) if holder.is_alone() => {
+            let text = format!("another server uses this database: {}", holder.id);
+            Failure::new(Exit::Busy, text)
+                .hint("stop it first, or give each server a database of its own")
+                .hint("several servers share a database where all of them are given --replicas")
+                .into()
+        }
+        StartError::Held(holder) => {
+            let text = format!("replicas use this database; {} leads them", holder.address);
+            Failure::new(Exit::Busy, text)
+                .hint("add --replicas to be one of them, or stop them all first")
+                .into()
+        }
+        other => anyhow::Error::new(other).context("the engine cannot start"),
+    }
+}
+
+/// Another server has begun to decide, while this one did not reach the database.
+pub(super) fn ousted() -> Failure {
+    Failure::new(Exit::Busy, "another server has taken this database over; stacks go on")
+        .hint("only one server by itself may use a database: stop the other, or leave this one out")
 }
 
 /// A runtime that no other replica can reach.
@@ -69,10 +97,14 @@ pub(super) fn of_one_machine(name: &str) -> Failure {
 pub(super) fn check(config: &Config) -> Result<(), Failure> {
     use crate::config::Driver;
     let replicas = &config.replicas;
+    let wrong = |text: &str| Failure::new(Exit::Config, text);
+    let holds_lease = replicas.enabled || config.store.database_url.is_some();
+    if holds_lease && (replicas.renew.is_zero() || replicas.renew * 2 > replicas.lease) {
+        return Err(wrong("--replica-renew must be above 0 and at most half of --replica-lease"));
+    }
     if !replicas.enabled {
         return Ok(());
     }
-    let wrong = |text: &str| Failure::new(Exit::Config, text);
     match config.runtime.driver {
         Driver::Oci => return Err(of_one_machine("oci")),
         Driver::Docker => return Err(of_one_machine("docker")),
@@ -85,9 +117,6 @@ pub(super) fn check(config: &Config) -> Result<(), Failure> {
     if config.store.database_url.is_none() {
         return Err(wrong("--replicas needs a PostgreSQL database that all of them use")
             .hint("give its URL with --database-url"));
-    }
-    if replicas.renew.is_zero() || replicas.renew * 2 > replicas.lease {
-        return Err(wrong("--replica-renew must be above 0 and at most half of --replica-lease"));
     }
     let tls = config.server.tls_cert.is_some();
     let Some(advertise) = &replicas.advertise else {
