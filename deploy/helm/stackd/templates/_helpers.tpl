@@ -67,8 +67,17 @@ seccompProfile:
   type: RuntimeDefault
 {{- end -}}
 
+{{/* Whether each server is a replica: with a database that several can use, for stacks that all of
+them reach. */}}
+{{- define "stackd.replica" -}}
+{{- if and .Values.database.existingSecret (eq .Values.runtime "kubernetes") -}}true{{- end -}}
+{{- end -}}
+
 {{/* What no schema can say. */}}
 {{- define "stackd.check" -}}
+{{- if and (gt (int .Values.replicas) 1) (ne .Values.runtime "kubernetes") -}}
+{{- fail "several replicas need the kubernetes runtime: stacks of another are known to one server only" -}}
+{{- end -}}
 {{- if and (gt (int .Values.replicas) 1) (not .Values.database.existingSecret) -}}
 {{- fail "several replicas share a PostgreSQL database: set database.existingSecret" -}}
 {{- end -}}
