@@ -1,6 +1,6 @@
 //! Several servers on one PostgreSQL database, each in a process of its own, with a line to the
-//! database that can be cut. Their stacks seem to run, in a directory that all of them share: what
-//! each asked of the runtime is counted there.
+//! database that can be cut. Their stacks run on the cluster of the tests, or seem to, in a directory
+//! that all of them share: what each asked of the runtime is counted there.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -19,6 +19,7 @@ use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
+use crate::on::On;
 use crate::server::stackd;
 
 pub(crate) const KEY: &str = "a-key-for-all-replicas-0123456789";
@@ -42,7 +43,8 @@ pub(crate) enum Line {
     Silent,
 }
 
-async fn relay(port: u16, listener: TcpListener, line: watch::Receiver<Line>) {
+/// Passes connections on to this port of loopback, as the line says.
+pub(crate) async fn relay(port: u16, listener: TcpListener, line: watch::Receiver<Line>) {
     loop {
         let Ok((mut client, _)) = listener.accept().await else { return };
         let mut line = line.clone();
@@ -86,6 +88,10 @@ pub(crate) struct Fleet {
     directory: TempDir,
     pub(crate) replicas: Vec<Replica>,
     http: Client,
+    /// What runs the stacks, and where those are that only seem to run.
+    runtime: Vec<String>,
+    simulated: PathBuf,
+    /// How its servers take part, and what else they are told.
     options: Vec<String>,
     scheme: &'static str,
 }
@@ -96,15 +102,42 @@ impl Fleet {
         Self::launch_all(Self::prepare(database, count, options).await).await
     }
 
-    /// The same, with certificates that nobody trusts.
+    /// Servers whose stacks run on the cluster of the tests.
+    pub(crate) async fn on_cluster(database: &str, count: usize, node_ports: (u16, u16)) -> Self {
+        let mut fleet = Self::prepare(database, count, &[]).await;
+        fleet.runtime = On::Kubernetes.options(node_ports);
+        let range = format!("{}-{}", node_ports.0, node_ports.1);
+        fleet.runtime.extend(["--node-port-range".to_owned(), range]);
+        Self::launch_all(fleet).await
+    }
+
+    /// One server that is no replica.
+    pub(crate) async fn by_itself(database: &str) -> Self {
+        let mut fleet = Self::prepare(database, 1, &[]).await;
+        fleet.options.clear();
+        fleet.launch(0);
+        fleet.ready(0).await;
+        fleet
+    }
+
+    /// A replica that reaches the stacks of another fleet, and need not lead.
+    pub(crate) async fn beside(other: &Self, database: &str) -> Self {
+        let mut fleet = Self::prepare(database, 1, &[]).await;
+        fleet.simulated.clone_from(&other.simulated);
+        fleet.runtime.clone_from(&other.runtime);
+        fleet.launch(0);
+        fleet.ready(0).await;
+        fleet
+    }
+
+    /// The same as [`Fleet::start`], with certificates that nobody trusts.
     pub(crate) async fn with_tls(database: &str, count: usize) -> Self {
         let mut fleet = Self::prepare(database, count, &[]).await;
         let directory = fleet.directory.path();
         certificates::make(directory);
         let path = |name: &str| directory.join(name).display().to_string();
-        fleet.options = ["--tls-cert", &path("server.pem"), "--tls-key", &path("server.key")]
-            .map(str::to_owned)
-            .to_vec();
+        let tls = ["--tls-cert", &path("server.pem"), "--tls-key", &path("server.key")];
+        fleet.options.extend(tls.map(str::to_owned));
         let authority = std::fs::read(directory.join("ca.pem")).expect("made above");
         let certificate = reqwest::Certificate::from_pem(&authority).expect("a certificate");
         let client = Client::builder().tls_certs_only([certificate]).build();
@@ -145,6 +178,11 @@ impl Fleet {
                 process: None,
             });
         }
+        let simulated = directory.path().join("runtime");
+        let there = simulated.display().to_string();
+        let runtime = ["--runtime", "simulated", "--simulated-directory", &there];
+        let ports = ["--node-port-range", "20000-29999"];
+        let owned = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
         Self {
             directory,
             replicas,
@@ -152,7 +190,9 @@ impl Fleet {
                 .timeout(Duration::from_secs(20))
                 .build()
                 .expect("an HTTP client"),
-            options: options.iter().map(|option| (*option).to_owned()).collect(),
+            runtime: owned(&[&runtime[..], &ports].concat()),
+            simulated,
+            options: owned(&[&["--replicas"], options].concat()),
             scheme: "http",
         }
     }
@@ -162,13 +202,11 @@ impl Fleet {
         let replica = &self.replicas[index];
         let mut command = Command::new(stackd());
         command
-            .args(["serve", "--replicas", "--runtime", "simulated", "--simulated-directory"])
-            .arg(self.directory.path().join("runtime"))
-            .arg("--data-dir")
+            .args(["serve", "--data-dir"])
             .arg(replica.directory.join("data"))
             .args(["--listen", &format!("127.0.0.1:{}", replica.port)])
-            .args(["--node-port-range", "20000-29999", "--database-url", &replica.database])
-            .args(["--log-format", "json"])
+            .args(["--database-url", &replica.database, "--log-format", "json"])
+            .args(&self.runtime)
             .args(&self.options)
             .env("STACKD_API_KEY", KEY)
             .stdin(Stdio::null())
@@ -204,7 +242,7 @@ impl Fleet {
         .await;
     }
 
-    fn pid(&self, index: usize) -> Pid {
+    pub(crate) fn pid(&self, index: usize) -> Pid {
         Pid::from_child(self.replicas[index].process.as_ref().expect("it runs"))
     }
 
@@ -215,6 +253,11 @@ impl Fleet {
     /// Ends a replica by this signal.
     pub(crate) async fn end(&mut self, index: usize, signal: Signal) -> ExitStatus {
         self.signal(index, signal);
+        self.ended(index).await
+    }
+
+    /// Waits until a replica has ended.
+    pub(crate) async fn ended(&mut self, index: usize) -> ExitStatus {
         let mut process = self.replicas[index].process.take().expect("it runs");
         let ended = tokio::task::spawn_blocking(move || process.wait().expect("it ends"));
         within("the replica has ended", ended).await.expect("it is waited for")
@@ -261,7 +304,7 @@ impl Fleet {
 
     /// How often the runtime was asked for what: by kind, then by stack.
     pub(crate) fn calls(&self) -> BTreeMap<String, BTreeMap<String, usize>> {
-        let text = std::fs::read_to_string(self.directory.path().join("runtime/calls"));
+        let text = std::fs::read_to_string(self.simulated.join("calls"));
         let mut calls: BTreeMap<String, BTreeMap<String, usize>> = BTreeMap::new();
         for line in text.unwrap_or_default().lines() {
             let mut words = line.split(' ').map(str::to_owned);
@@ -273,7 +316,7 @@ impl Fleet {
 
     /// The stacks that the runtime has.
     pub(crate) fn running(&self) -> Vec<String> {
-        let stacks = std::fs::read_dir(self.directory.path().join("runtime/stacks"));
+        let stacks = std::fs::read_dir(self.simulated.join("stacks"));
         let name = |entry: std::fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
         stacks.into_iter().flatten().flatten().map(name).collect()
     }

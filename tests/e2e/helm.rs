@@ -7,8 +7,11 @@ use std::process::Command;
 use reqwest::{Client, Method, StatusCode};
 use serde_json::{Value, json};
 use stackd_testkit::kubernetes::Cluster;
+use stackd_testkit::postgres::Postgres;
 use stackd_testkit::{sample, within};
+use tokio::net::TcpListener;
 
+use crate::fleet::{Line, relay};
 use crate::server::stackd;
 
 const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/helm/stackd");
@@ -93,6 +96,30 @@ fn what_the_chart_renders_is_valid_to_the_api_server() {
     }
 }
 
+/// What of a server's Pod depends on its database, its runtime and its replicas.
+#[test]
+fn whoever_may_run_beside_another_server_is_a_replica() {
+    let Some(cluster) = Cluster::shared() else { return };
+    let database = "database.existingSecret=stackd-database";
+    let rendered = |set: &[&str]| {
+        let set = set.join(",");
+        let args = ["template", "stackd", CHART, "-n", "default", "--set", &set];
+        helm(cluster, &[&args[..], &["--show-only", "templates/deployment.yaml"]].concat())
+    };
+    let is_replica = |text: &str| {
+        let settings = ["STACKD_REPLICAS", "STACKD_ADVERTISE"].map(|name| text.contains(name));
+        assert_eq!(settings[0], settings[1], "{text}");
+        // Only what takes part in a takeover may meet its successor.
+        assert_eq!(settings[0], text.contains("type: RollingUpdate"), "{text}");
+        assert_ne!(settings[0], text.contains("type: Recreate"), "{text}");
+        settings[0]
+    };
+    assert!(!is_replica(&rendered(&["replicas=1"])), "SQLite is of one server");
+    assert!(is_replica(&rendered(&["replicas=1", database])), "an upgrade begins with two");
+    assert!(is_replica(&rendered(&["replicas=3", database])));
+    assert!(!is_replica(&rendered(&["runtime=simulated", database])), "its stacks are its own");
+}
+
 /// A request of the API at this address.
 async fn ask(at: &str, key: &str, method: Method, path: &str, body: Option<Value>) -> (u16, Value) {
     let mut request = Client::new().request(method, format!("{at}{path}")).header("X-API-KEY", key);
@@ -102,6 +129,109 @@ async fn ask(at: &str, key: &str, method: Method, path: &str, body: Option<Value
     let answer = request.send().await.expect("an answer");
     let status = answer.status().as_u16();
     (status, answer.json().await.unwrap_or_default())
+}
+
+/// Waits until the API at this address is ready.
+async fn answers(at: &str) {
+    within("the service answers", async {
+        while !Client::new()
+            .get(format!("{at}/readyz"))
+            .send()
+            .await
+            .is_ok_and(|a| a.status() == StatusCode::OK)
+        {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+/// A stack that runs, as the create has answered it.
+async fn running(at: &str, key: &str) -> Value {
+    let pod = "apiVersion: v1\nkind: Pod\nspec:\n  containers:\n  - name: app\n    \
+               image: test.invalid/sample:1\n    imagePullPolicy: Never\n    \
+               ports: [{containerPort: 80}]\n    \
+               resources: {limits: {cpu: 50m, memory: 32Mi}}\n";
+    let body = json!({"pod_spec": pod, "target_port": 80});
+    let (status, made) = ask(at, key, Method::POST, "/stacks", Some(body)).await;
+    assert_eq!(status, 201, "{made}");
+    let path = format!("/stacks/{}", made["stack_id"].as_str().expect("an id"));
+    within("the stack runs", async {
+        while ask(at, key, Method::GET, &path, None).await.1["status"] != "running" {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    made
+}
+
+/// With a database an upgrade begins with two servers, also where one replica is asked for: one of
+/// them leads, and stacks stay as they are.
+#[tokio::test(flavor = "multi_thread")]
+async fn with_a_database_an_upgrade_is_a_takeover() {
+    let Some(cluster) = Cluster::shared() else { return };
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let program = std::fs::read(stackd()).expect("the binary under test");
+    cluster.load(&sample::server_archive(&program, IMAGE));
+    cluster.load(&sample::docker_archive(&["test.invalid/sample:1"]));
+    let test = cluster.namespace();
+    let (ns, stacks) = (test.name.as_str(), format!("{}-stacks", test.name));
+    let in_test = |args: &[&str]| cluster.kubectl(&[&["--namespace", ns], args].concat());
+
+    // The database listens on loopback only.
+    let url = Postgres::shared().database();
+    let there = url.split(['@', '/']).nth(3).expect("a host and port");
+    let port = there.split_once(':').expect("a port").1.parse().expect("a port");
+    let listener = TcpListener::bind((cluster.machine_address(), 0)).await.expect("a port");
+    let here = listener.local_addr().expect("its address").to_string();
+    let (_line, watched) = tokio::sync::watch::channel(Line::Open);
+    tokio::spawn(relay(port, listener, watched));
+    let url = format!("--from-literal=url={}", url.replace(there, &here));
+    in_test(&["create", "secret", "generic", "stackd-database", &url]);
+
+    let values = format!(
+        "runtime={RUNTIME},image.repository=test.invalid/stackd,image.tag=test,image.pullPolicy=Never,\
+         stacks.namespace={stacks},service.type=NodePort,database.existingSecret=stackd-database"
+    );
+    let with_helm = |args: &[&str]| helm(cluster, &[args, &["--namespace", ns]].concat());
+    let changed = |verb: &str, more: &[&str]| {
+        let common = [verb, "shared", CHART, "--set", &values, "--wait", "--timeout", "90s"];
+        with_helm(&[&common, more].concat())
+    };
+    changed("install", &[]);
+    let template = "{{index .data \"api-key\" | base64decode}}";
+    let show = ["-o", "go-template", "--template", template];
+    let secret = in_test(&[&["get", "secret", "shared-stackd-api-key"][..], &show].concat());
+    let node_port = "jsonpath={.spec.ports[0].nodePort}";
+    let port = in_test(&["get", "service", "shared-stackd", "-o", node_port]);
+    let at = format!("http://{}:{port}", cluster.node_address(1));
+    answers(&at).await;
+    let made = running(&at, &secret).await;
+    let id = made["stack_id"].as_str().expect("an id");
+    let uids = || {
+        let kinds = "networkpolicies,services,pods";
+        let uid = "jsonpath={range .items[*]}{.metadata.uid} {end}";
+        let stack = format!("app.kubernetes.io/instance={id}");
+        cluster.kubectl(&["get", kinds, "--namespace", &stacks, "--selector", &stack, "-o", uid])
+    };
+    let before = uids();
+    assert_eq!(before.split_whitespace().count(), 3, "{before}");
+
+    let config = ["config=[engine]\nmax_ttl = \"9h\"", "config=[engine]\nmax_ttl = \"10h\""];
+    for more in [["replicas=1", config[0]], ["replicas=2", config[0]], ["replicas=2", config[1]]] {
+        changed("upgrade", &["--set", more[0], "--set", more[1]]);
+        answers(&at).await;
+        let (status, found) = ask(&at, &secret, Method::GET, &format!("/stacks/{id}"), None).await;
+        assert_eq!((status, &found["status"]), (200, &json!("running")), "{more:?}: {found}");
+        assert_eq!(uids(), before, "{more:?}: the stack is what it was");
+        // Whoever leads by now makes and ends stacks like the one before.
+        let next = running(&at, &secret).await;
+        let path = format!("/stacks/{}", next["stack_id"].as_str().expect("an id"));
+        let (status, gone) = ask(&at, &secret, Method::DELETE, &path, None).await;
+        assert_eq!(status, 200, "{more:?}: {gone}");
+    }
+    with_helm(&["uninstall", "shared", "--wait"]);
+    cluster.kubectl(&["wait", "--for=delete", "--timeout=60s", &format!("namespace/{stacks}")]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -137,17 +267,7 @@ async fn it_is_installed_upgraded_and_removed() {
     let secret = key();
     let port = in_test(&["get", "service", "stackd", "-o", "jsonpath={.spec.ports[0].nodePort}"]);
     let at = format!("http://{}:{port}", cluster.node_address(1));
-    within("the service answers", async {
-        while !Client::new()
-            .get(format!("{at}/readyz"))
-            .send()
-            .await
-            .is_ok_and(|a| a.status() == StatusCode::OK)
-        {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
+    answers(&at).await;
     with_helm(&["test", "stackd", "--timeout", "60s"]);
     // Local commands reach the server in its Pod too.
     let keys = in_test(&["exec", "deployment/stackd", "--", "/stackd", "key", "list"]);
@@ -158,21 +278,9 @@ async fn it_is_installed_upgraded_and_removed() {
     let status = metrics.bearer_auth(&secret).send().await.expect("an answer").status();
     assert_eq!(status, StatusCode::OK);
 
-    let pod = "apiVersion: v1\nkind: Pod\nspec:\n  containers:\n  - name: app\n    \
-               image: test.invalid/sample:1\n    imagePullPolicy: Never\n    \
-               ports: [{containerPort: 80}]\n    \
-               resources: {limits: {cpu: 50m, memory: 32Mi}}\n";
-    let body = json!({"pod_spec": pod, "target_port": 80});
-    let (status, made) = ask(&at, &secret, Method::POST, "/stacks", Some(body)).await;
-    assert_eq!(status, 201, "{made}");
+    let made = running(&at, &secret).await;
     assert_eq!(made["namespace"], stacks.as_str());
     let path = format!("/stacks/{}", made["stack_id"].as_str().expect("an id"));
-    within("the stack runs", async {
-        while ask(&at, &secret, Method::GET, &path, None).await.1["status"] != "running" {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
 
     // Other settings are another Pod; the key and the stacks are the same.
     let before =
@@ -181,19 +289,8 @@ async fn it_is_installed_upgraded_and_removed() {
     let after = in_test(&["get", "pods", "-o", "name", "-l", "app.kubernetes.io/component=server"]);
     assert_ne!(before, after);
     assert_eq!(key(), secret);
-    let (status, found) = within("the service answers again", async {
-        loop {
-            if Client::new()
-                .get(format!("{at}/readyz"))
-                .send()
-                .await
-                .is_ok_and(|a| a.status() == StatusCode::OK)
-            {
-                return ask(&at, &secret, Method::GET, &path, None).await;
-            }
-        }
-    })
-    .await;
+    answers(&at).await;
+    let (status, found) = ask(&at, &secret, Method::GET, &path, None).await;
     assert_eq!(status, 200, "{found}");
     let (status, _) = ask(&at, &secret, Method::DELETE, &path, None).await;
     assert_eq!(status, 200);

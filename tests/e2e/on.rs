@@ -1,6 +1,7 @@
 //! What runs a server's stacks. Whatever it is, the same requests get the same answers, but for
 //! addresses.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Once;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -120,6 +121,24 @@ impl On {
     /// Whether the stacks of a server are seen on this machine, in its control groups and files.
     pub(crate) fn is_this_machine(self) -> bool {
         self != Self::Kubernetes
+    }
+
+    /// What the cluster has of a kind that is a server's: the objects' names.
+    pub(crate) fn objects(self, kind: &str, node_ports: (u16, u16)) -> Vec<String> {
+        self.ask(kind, "{range .items[*]}{.metadata.name} {end}", node_ports)
+    }
+
+    /// The node ports that the cluster holds for a server.
+    pub(crate) fn held_ports(self, node_ports: (u16, u16)) -> BTreeSet<String> {
+        let each = "{range .items[*]}{range .spec.ports[*]}{.nodePort} {end}{end}";
+        self.ask("services", each, node_ports).into_iter().collect()
+    }
+
+    fn ask(self, kind: &str, path: &str, node_ports: (u16, u16)) -> Vec<String> {
+        let label = format!("app.kubernetes.io/part-of={}", installation(node_ports));
+        let output = format!("--output=jsonpath={path}");
+        let args = ["get", kind, "--namespace", NAMESPACE, "--selector", &label, &output];
+        self.cluster().kubectl(&args).split_whitespace().map(str::to_owned).collect()
     }
 
     /// Waits until the cluster has nothing of a server any more.

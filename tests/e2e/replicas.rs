@@ -15,6 +15,7 @@ use stackd_testkit::within;
 use tokio::sync::watch;
 
 use crate::fleet::{Clients, Fleet, Line, answer, create_body};
+use crate::on::On;
 
 fn id_of(stack: &Value) -> String {
     stack["stack_id"].as_str().expect("an id").to_owned()
@@ -401,6 +402,105 @@ async fn whatever_goes_away_under_load_nothing_is_lost_or_done_twice() {
     assert!(unasked.is_empty(), "started without being asked for: {unasked:?}");
 }
 
+/// The same on a cluster, where each replica watches all the time: what the leader does, no other
+/// undoes, and in the end there is what callers were told of and nothing else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_a_cluster_whoever_leads_has_the_same_stacks() {
+    if !On::Kubernetes.is_here() {
+        return;
+    }
+    let node_ports = On::Kubernetes.node_ports();
+    let database = Postgres::shared().database();
+    let mut fleet = Fleet::on_cluster(&database, 3, node_ports).await;
+    let clients = fleet.clients();
+    let make = async |key: &str| {
+        let (status, stack) = until_told(&clients, 0, |index| {
+            let request = clients.request(index, Method::POST, "/stacks");
+            request.header("Idempotency-Key", key).json(&create_body())
+        })
+        .await;
+        assert_eq!(status, 201, "{stack}");
+        id_of(&stack)
+    };
+    let path = |id: &str| format!("/stacks/{id}");
+    let mut wanted = BTreeSet::from([make("first").await]);
+    for fault in ["killed", "paused", "cut off"] {
+        let leader = fleet.leader().await;
+        let others: Vec<_> = (0..3).filter(|index| *index != leader).collect();
+        let goes = make(&format!("{fault}: goes")).await;
+        wanted.insert(make(&format!("{fault}: stays")).await);
+        let request = clients.request(leader, Method::DELETE, &path(&goes));
+        let deleting = tokio::spawn(answer(request.timeout(Duration::from_secs(6))));
+        match fault {
+            "killed" => {
+                fleet.end(leader, Signal::KILL).await;
+                fleet.leader_among(&others).await;
+                fleet.launch(leader);
+                fleet.ready(leader).await;
+            }
+            "paused" => {
+                fleet.signal(leader, Signal::STOP);
+                fleet.leader_among(&others).await;
+                wanted.insert(make("while the first is paused").await);
+                fleet.signal(leader, Signal::CONT);
+            }
+            _ => {
+                fleet.replicas[leader].line.send_replace(Line::Cut);
+                fleet.leader_among(&others).await;
+                wanted.insert(make("while the first is cut off").await);
+                fleet.replicas[leader].line.send_replace(Line::Open);
+            }
+        }
+        let _ = deleting.await.expect("it is asked");
+        let (status, body) = until_told(&clients, others[0], |index| {
+            clients.request(index, Method::DELETE, &path(&goes))
+        })
+        .await;
+        assert!(matches!(status, 200 | 404), "{status} {body}");
+    }
+    let mut ports = BTreeSet::new();
+    for index in 0..3 {
+        fleet.ready(index).await;
+        let mut listed = BTreeMap::new();
+        within("all run", async {
+            loop {
+                listed = clients.list(index).await.expect("a list");
+                if listed.values().all(|stack| stack["status"] == "running") {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        })
+        .await;
+        assert_eq!(listed.keys().cloned().collect::<BTreeSet<_>>(), wanted, "replica {index}");
+        ports = listed.values().map(|stack| stack["ports"][0]["node_port"].to_string()).collect();
+        assert_eq!(ports.len(), wanted.len(), "a node port was given twice: {listed:?}");
+    }
+    within("the cluster has what is wanted, and nothing else", async {
+        let of_each = |kind, prefix: &str| {
+            let names = On::Kubernetes.objects(kind, node_ports);
+            let names = names.iter().map(|name| name.trim_start_matches(prefix).to_owned());
+            names.collect::<BTreeSet<_>>()
+        };
+        while [("networkpolicies", ""), ("services", "svc-"), ("pods", "")]
+            .iter()
+            .any(|(kind, prefix)| of_each(*kind, prefix) != wanted)
+        {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    let held = On::Kubernetes.held_ports(node_ports);
+    assert_eq!(held, ports, "node ports of the cluster");
+    for id in &wanted {
+        let (status, body) =
+            until_told(&clients, 0, |index| clients.request(index, Method::DELETE, &path(id)))
+                .await;
+        assert_eq!(status, 200, "{body}");
+    }
+    On::Kubernetes.cleared(node_ports).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_work_together_is_refused() {
     let database = Postgres::shared().database();
@@ -419,4 +519,53 @@ async fn what_cannot_work_together_is_refused() {
     let text = refused(&["--runtime", "simulated", "--database-url", &database]);
     let leader = fleet.url(0, "");
     assert!(text.contains("replicas use this database") && text.contains(&leader), "{text}");
+}
+
+/// A server by itself leaves no room for another, whatever that is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn beside_a_server_by_itself_nobody_else_decides() {
+    let database = Postgres::shared().database();
+    let mut fleet = Fleet::by_itself(&database).await;
+    let clients = fleet.clients();
+    let (status, stack) = clients.create(0).await;
+    assert_eq!(status, 201, "{stack}");
+
+    // A second one is refused, and says why.
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut second = std::process::Command::new(crate::server::stackd());
+    second.args(["serve", "--listen", "127.0.0.1:0", "--runtime", "simulated", "--data-dir"]);
+    second.arg(directory.path()).args(["--database-url", &database]);
+    let output = second.stdin(Stdio::null()).output().expect("it runs");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(11), "{text}");
+    let process =
+        format!("another server uses this database: process {}", fleet.pid(0).as_raw_nonzero());
+    assert!(text.contains(&process) && text.contains("hint: stop it first"), "{text}");
+
+    // A replica shows what is committed and changes nothing, until the other has ended.
+    let mut replicas = Fleet::beside(&fleet, &database).await;
+    let replica = replicas.clients();
+    let (_, health) = replica.json(0, Method::GET, "/readyz").await.expect("an answer");
+    assert_eq!(health["replica"], "follower", "{health}");
+    assert!(replica.list(0).await.expect("a list").contains_key(&id_of(&stack)));
+    assert_eq!(replica.create(0).await.0, 503);
+    assert!(fleet.end(0, Signal::TERM).await.success(), "{}", fleet.log(0));
+    replicas.leader().await;
+    assert_eq!(replica.create(0).await.0, 201);
+
+    // Paused for longer than its lease it is a follower of nobody: it ends.
+    replicas.end(0, Signal::TERM).await;
+    fleet.launch(0);
+    fleet.ready(0).await;
+    fleet.signal(0, Signal::STOP);
+    replicas.launch(0);
+    replicas.ready(0).await;
+    replicas.leader().await;
+    fleet.signal(0, Signal::CONT);
+    let status = fleet.ended(0).await;
+    assert_eq!(status.code(), Some(11), "{}", fleet.log(0));
+    assert!(fleet.log(0).contains("another server has taken this database over"));
+    let listed: BTreeSet<_> = replica.list(0).await.expect("a list").into_keys().collect();
+    let running: BTreeSet<_> = fleet.running().into_iter().collect();
+    assert_eq!(listed, running, "nothing was taken for an orphan");
 }

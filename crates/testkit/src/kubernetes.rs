@@ -140,6 +140,12 @@ impl Cluster {
         Ipv4Addr::new(10, 100 + slot, 0, 10 + number)
     }
 
+    /// The address of this machine in the cluster's network: where pods reach what listens there.
+    pub fn machine_address(&self) -> Ipv4Addr {
+        let [first, second, ..] = self.node_address(1).octets();
+        Ipv4Addr::new(first, second, 0, 254)
+    }
+
     /// Runs `kubectl` as the cluster's administrator; what it printed.
     pub fn kubectl(&self, args: &[&str]) -> String {
         let mut all = vec!["kubectl"];
