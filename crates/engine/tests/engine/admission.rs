@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use stackd_core::Clock as _;
 use stackd_core::admission::Quota;
 use stackd_core::runtime::ErrorKind;
 use stackd_core::stack::{Condition, reason};
