@@ -151,22 +151,31 @@ impl Inner {
                 other => other.map(Some),
             }
         };
-        if let Some(made) = self.call(&what, call).await? {
-            // Known before the watch tells it.
-            watches::made(self, &made);
-            return Ok(());
+        let refused = match self.call(&what, call).await {
+            Ok(Some(made)) => {
+                // Known before the watch tells it.
+                watches::made(self, &made);
+                return Ok(());
+            }
+            Ok(None) => None,
+            // Node ports and quotas are looked at before names: it may be what holds them.
+            Err(error) if error.kind == ErrorKind::Saturated => Some(error),
+            Err(error) => return Err(error),
+        };
+        if refused.is_none() {
+            let known = self.until(id, |inner| {
+                inner.state.lock().entries.get(&id).and_then(K::generation).is_some()
+            });
+            let _ = tokio::time::timeout(ADOPT, known).await;
         }
-        let known = self.until(id, |inner| {
-            inner.state.lock().entries.get(&id).and_then(K::generation).is_some()
-        });
-        let _ = tokio::time::timeout(ADOPT, known).await;
         let told = || self.state.lock().entries.get(&id).and_then(K::generation);
         let mut found = told();
         if found.is_none() {
             let name = object.meta().name.as_deref().unwrap_or_default();
             let only = ListParams::default().fields(&format!("metadata.name={name}"));
             let Some(there) = self.call(&what, api.list(&only)).await?.items.pop() else {
-                return Err(error::retry(format!("{what}: an earlier one is gone by now")));
+                let gone = || error::retry(format!("{what}: an earlier one is gone by now"));
+                return Err(refused.unwrap_or_else(gone));
             };
             if names::is_of(there.meta(), &self.config, id) {
                 watches::made(self, &there);
@@ -181,10 +190,10 @@ impl Inner {
             Some((_, true)) => {
                 Err(error::retry(format!("{what}: an earlier one is being removed")))
             }
-            Some(_) | None => {
+            Some(_) | None => Err(refused.unwrap_or_else(|| {
                 let text = "an object of this name is there, and is not of this stack";
-                Err(error::failed(format!("{what}: {text}")))
-            }
+                error::failed(format!("{what}: {text}"))
+            })),
         }
     }
 
