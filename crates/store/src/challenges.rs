@@ -10,7 +10,9 @@ use stackd_core::Timestamp;
 use stackd_core::challenge::{Challenge, ChallengeNumber, Subject};
 
 use crate::apply::{Refused, unique};
-use crate::entities::{challenge_marks, challenge_numbers, challenges, members};
+use crate::entities::{
+    challenge_marks, challenge_numbers, challenges, members, removed_challenges,
+};
 use crate::rows::{self, Reader};
 use crate::{Catalogue, Change, Mark, MarkRecord, StoreError};
 
@@ -21,6 +23,7 @@ const NUMBERS: i32 = 1;
 pub(crate) struct Rows {
     challenges: Vec<challenges::Model>,
     last: Option<challenge_numbers::Model>,
+    removed: Vec<removed_challenges::Model>,
     marks: Vec<challenge_marks::Model>,
     members: Vec<members::Model>,
 }
@@ -31,6 +34,7 @@ pub(crate) async fn load<C: ConnectionTrait>(db: &C) -> Result<Rows, DbErr> {
     Ok(Rows {
         challenges: by_number.all(db).await?,
         last: challenge_numbers::Entity::find_by_id(NUMBERS).one(db).await?,
+        removed: removed_challenges::Entity::find().all(db).await?,
         marks: marks.all(db).await?,
         members: members::Entity::find().all(db).await?,
     })
@@ -43,6 +47,11 @@ impl Rows {
         Ok(Catalogue {
             challenges: self.challenges.into_iter().map(challenge).collect::<Result<_, _>>()?,
             last_number: reader.number("last", last)?,
+            removed: self
+                .removed
+                .into_iter()
+                .map(|row| number(&reader, row.number))
+                .collect::<Result<_, _>>()?,
             marks: self.marks.into_iter().map(mark).collect::<Result<_, _>>()?,
             members: self.members.into_iter().map(|row| (row.player, row.team)).collect(),
         })
@@ -106,7 +115,15 @@ pub(crate) async fn change<C: ConnectionTrait>(db: &C, change: &Change) -> Resul
         }
         Change::RemoveChallenge(number) => {
             // Its marks go with it, by their foreign key.
-            challenges::Entity::delete_by_id(rows::int(number.get())).exec(db).await?;
+            let number = rows::int(number.get());
+            challenges::Entity::delete_by_id(number).exec(db).await?;
+            let removed = removed_challenges::Model { number };
+            removed_challenges::Entity::insert(removed.into_active_model())
+                .on_conflict(
+                    OnConflict::column(removed_challenges::Column::Number).do_nothing().to_owned(),
+                )
+                .exec_without_returning(db)
+                .await?;
             Ok(())
         }
         Change::PutMark { mark, challenge, subject, at } => {

@@ -81,11 +81,13 @@ pub enum Change {
         /// When.
         at: Timestamp,
     },
-    /// Adds a challenge, and keeps its number from being given out again. Fails with `Duplicate`.
+    /// Adds a challenge, and notes its number where it is the greatest so far. Fails with
+    /// `Duplicate`.
     InsertChallenge(Box<Challenge>),
     /// Writes a challenge anew. Without effect when its number is gone.
     UpdateChallenge(Box<Challenge>),
-    /// Removes a challenge with its marks. Without effect when it is gone.
+    /// Removes a challenge with its marks, and notes that its number is used up. Without effect when
+    /// it is gone.
     RemoveChallenge(ChallengeNumber),
     /// Notes that somebody has solved a challenge or finds it locked. Without effect when that is
     /// noted already, or the challenge is gone.

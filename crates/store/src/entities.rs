@@ -249,6 +249,23 @@ pub mod challenge_numbers {
     impl ActiveModelBehavior for ActiveModel {}
 }
 
+/// The numbers of challenges that are gone: none of them is given out again.
+pub mod removed_challenges {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "removed_challenges")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub number: i64,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
 /// Who has solved a challenge, and for whom it is locked.
 pub mod challenge_marks {
     use sea_orm::entity::prelude::*;

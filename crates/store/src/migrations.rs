@@ -4,6 +4,7 @@
 mod m0001_first;
 mod m0002_challenges;
 mod m0003_replicas;
+mod m0004_removed_challenges;
 
 use sea_orm::{
     ConnectionTrait, DatabaseConnection, DbBackend, SqliteTransactionMode, TransactionOptions,
@@ -21,6 +22,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0001_first::Step),
             Box::new(m0002_challenges::Step),
             Box::new(m0003_replicas::Step),
+            Box::new(m0004_removed_challenges::Step),
         ]
     }
 }

@@ -33,6 +33,8 @@ pub struct Catalogue {
     pub challenges: Vec<Challenge>,
     /// The greatest number that any challenge has had.
     pub last_number: u64,
+    /// The numbers of challenges that are gone.
+    pub removed: Vec<ChallengeNumber>,
     /// Who has solved what, and for whom it is locked.
     pub marks: Vec<MarkRecord>,
     /// Which team each user plays for.

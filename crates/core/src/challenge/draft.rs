@@ -81,18 +81,23 @@ impl Faults {
         value
     }
 
-    /// A whole number above 0, out of a set where there is one.
+    /// A whole number above 0: out of a set where there is one, or what it was before.
     fn amount(
         &mut self,
         field: &'static str,
         value: Option<i64>,
         default: u32,
+        before: Option<u32>,
         allowed: &[u32],
     ) -> u32 {
         let Some(value) = value else { return default };
         let number = u32::try_from(value).ok().filter(|number| *number > 0);
         match number {
-            Some(number) if allowed.is_empty() || allowed.contains(&number) => number,
+            Some(number)
+                if allowed.is_empty() || allowed.contains(&number) || before == Some(number) =>
+            {
+                number
+            }
             _ => {
                 let list: Vec<_> = allowed.iter().map(u32::to_string).collect();
                 self.wrong(
@@ -149,10 +154,34 @@ impl Draft {
         }
     }
 
-    /// Makes the challenge, as of `now`.
+    /// Makes a new challenge, as of `now`.
     pub fn check(
         self,
         number: ChallengeNumber,
+        policy: &ChallengePolicy,
+        defaults: &PodDefaults,
+        now: Timestamp,
+    ) -> Result<Challenge, Vec<Invalid>> {
+        self.make(number, None, policy, defaults, now)
+    }
+
+    /// Makes `before` into what this describes, as of `now`. What stays as it was is not held
+    /// against a policy that came later: such a challenge can still be switched off.
+    pub fn change(
+        self,
+        before: &Challenge,
+        policy: &ChallengePolicy,
+        defaults: &PodDefaults,
+        now: Timestamp,
+    ) -> Result<Challenge, Vec<Invalid>> {
+        let changed = self.make(before.number, Some(&before.definition), policy, defaults, now)?;
+        Ok(Challenge { created_at: before.created_at, ..changed })
+    }
+
+    fn make(
+        self,
+        number: ChallengeNumber,
+        before: Option<&Definition>,
         policy: &ChallengePolicy,
         defaults: &PodDefaults,
         now: Timestamp,
@@ -191,7 +220,9 @@ impl Draft {
             }
         };
         let scheme = self.scheme(&extra, &mut faults);
-        if extra.flag.as_ref().is_some_and(Flag::is_derived) && policy.flag_secret.is_none() {
+        let is_new = before.is_none_or(|before| before.extra_config != self.extra_config);
+        let is_derived = extra.flag.as_ref().is_some_and(Flag::is_derived);
+        if is_derived && is_new && policy.flag_secret.is_none() {
             let text = "flag: a flag of each owner is derived from the server's flag_secret, which \
                         is not set; set it, or give one flag for all as value";
             faults.wrong("extra_config", text);
@@ -199,7 +230,7 @@ impl Draft {
         let described = if self.pod_spec.is_some() {
             self.pod(&extra, defaults, &mut faults)
         } else {
-            self.image(&extra, policy, defaults, &mut faults)
+            self.image(&extra, before, policy, defaults, &mut faults)
         };
         if let (Some(flag), Some((_, spec))) = (&extra.flag, &described)
             && let Err(error) = flag.fits(spec)
@@ -293,6 +324,7 @@ impl Draft {
     fn image(
         &self,
         extra: &ExtraConfig,
+        before: Option<&Definition>,
         policy: &ChallengePolicy,
         defaults: &PodDefaults,
         faults: &mut Faults,
@@ -300,10 +332,17 @@ impl Draft {
         if self.target_port.is_some() {
             faults.wrong("target_port", "belongs to pod_spec; an image has a port");
         }
+        let (cpu_before, memory_before) = match before.map(|before| &before.source) {
+            Some(Source::Image { cpu_count, memory_mb, .. }) => {
+                (Some(*cpu_count), Some(*memory_mb))
+            }
+            _ => (None, None),
+        };
+        let (cpus, memories) = (&policy.cpu_counts, &policy.memory_mbs);
         let cpu_count =
-            faults.amount("cpu_count", self.cpu_count, DEFAULT_CPU_COUNT, &policy.cpu_counts);
+            faults.amount("cpu_count", self.cpu_count, DEFAULT_CPU_COUNT, cpu_before, cpus);
         let memory_mb =
-            faults.amount("memory_mb", self.memory_mb, DEFAULT_MEMORY_MB, &policy.memory_mbs);
+            faults.amount("memory_mb", self.memory_mb, DEFAULT_MEMORY_MB, memory_before, memories);
         let image = faults.required("image", self.image.clone());
         let port = faults.required("port", self.port);
         let (image, port) = (image?, port?);

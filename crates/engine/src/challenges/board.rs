@@ -1,6 +1,6 @@
 //! What is known of challenges and players, in memory.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
@@ -33,6 +33,8 @@ struct State {
     challenges: BTreeMap<ChallengeId, Arc<Challenge>>,
     ids: BTreeMap<ChallengeNumber, ChallengeId>,
     last_number: u64,
+    /// The numbers of challenges that are gone: nobody's link to one may lead to another.
+    removed: HashSet<ChallengeNumber>,
     marks: HashMap<(ChallengeNumber, Mark), BTreeMap<Subject, Timestamp>>,
     /// The teams of which a user has solved a challenge.
     solved_by_member: HashMap<ChallengeNumber, HashSet<String>>,
@@ -45,6 +47,7 @@ impl State {
         for challenge in catalogue.challenges {
             state.put(Arc::new(challenge));
         }
+        state.removed = catalogue.removed.into_iter().collect();
         state.members = catalogue.members.into_iter().collect();
         for record in catalogue.marks {
             let marks = state.marks.entry((record.challenge, record.mark)).or_default();
@@ -65,6 +68,24 @@ impl State {
 
     fn has(&self, mark: Mark, number: ChallengeNumber, subject: &Subject) -> bool {
         self.marks.get(&(number, mark)).is_some_and(|marks| marks.contains_key(subject))
+    }
+
+    /// Whether a user or a team finds a challenge marked so: by name, and a team's solve also by
+    /// any of its members.
+    fn is_marked(
+        &self,
+        mark: Mark,
+        number: ChallengeNumber,
+        user: Option<&String>,
+        team: Option<&String>,
+    ) -> bool {
+        let of_team = |team: &String| {
+            self.has(mark, number, &Subject::Team(team.clone()))
+                || mark == Mark::Solved
+                    && self.solved_by_member.get(&number).is_some_and(|teams| teams.contains(team))
+        };
+        user.is_some_and(|user| self.has(mark, number, &Subject::User(user.clone())))
+            || team.is_some_and(of_team)
     }
 
     fn count_teams(&mut self, number: ChallengeNumber) {
@@ -113,6 +134,11 @@ impl Board {
         ChallengeNumber::new(self.state.read().last_number + 1)
     }
 
+    /// Whether a number was that of a challenge which is gone.
+    pub(super) fn is_used_up(&self, number: ChallengeNumber) -> bool {
+        self.state.read().removed.contains(&number)
+    }
+
     pub(super) fn put(&self, challenge: Arc<Challenge>) {
         self.state.write().put(challenge);
     }
@@ -121,23 +147,16 @@ impl Board {
         let mut state = self.state.write();
         state.challenges.remove(challenge.id());
         state.ids.remove(&challenge.number);
+        state.removed.insert(challenge.number);
         state.solved_by_member.remove(&challenge.number);
         for mark in [Mark::Solved, Mark::Locked] {
             state.marks.remove(&(challenge.number, mark));
         }
     }
 
-    /// Whether a player finds a challenge marked so: by name, by team, and a solve also by a
-    /// member of the team.
+    /// Whether a player finds a challenge marked so, by name or by team.
     pub(super) fn is_marked(&self, mark: Mark, number: ChallengeNumber, player: &Player) -> bool {
-        let state = self.state.read();
-        let team = |team: &String| {
-            state.has(mark, number, &Subject::Team(team.clone()))
-                || mark == Mark::Solved
-                    && state.solved_by_member.get(&number).is_some_and(|teams| teams.contains(team))
-        };
-        state.has(mark, number, &Subject::User(player.user.clone()))
-            || player.team.as_ref().is_some_and(team)
+        self.state.read().is_marked(mark, number, Some(&player.user), player.team.as_ref())
     }
 
     /// Whether the owner of a player's stack has solved its challenge, and that ends the stack.
@@ -150,14 +169,26 @@ impl Board {
             return false;
         };
         let state = self.state.read();
-        let by_member = match &subject {
-            Subject::Team(team) => {
-                state.solved_by_member.get(&number).is_some_and(|teams| teams.contains(team))
-            }
-            Subject::User(_) => false,
+        let (user, team) = match &subject {
+            Subject::User(user) => (Some(user), state.members.get(user)),
+            Subject::Team(team) => (None, Some(team)),
         };
-        challenge.definition.destroy_on_solve
-            && (by_member || state.has(Mark::Solved, number, &subject))
+        challenge.definition.destroy_on_solve && state.is_marked(Mark::Solved, number, user, team)
+    }
+
+    /// Everybody who finds a challenge solved when these have solved it: they themselves, their
+    /// teams, and whoever plays for one of them.
+    pub(super) fn solvers(&self, subjects: &[Subject]) -> BTreeSet<Subject> {
+        let state = self.state.read();
+        let team = |subject| match subject {
+            Subject::User(user) => state.members.get(&user).cloned(),
+            Subject::Team(team) => Some(team),
+        };
+        let teams: BTreeSet<String> = subjects.iter().cloned().filter_map(team).collect();
+        let members = state.members.iter().filter(|(_, team)| teams.contains(*team));
+        let members = members.map(|(user, _)| Subject::User(user.clone()));
+        let all: BTreeSet<_> = members.chain(subjects.iter().cloned()).collect();
+        all.into_iter().chain(teams.into_iter().map(Subject::Team)).collect()
     }
 
     pub(super) fn marks(&self, mark: Mark, number: ChallengeNumber) -> Vec<super::Marked> {

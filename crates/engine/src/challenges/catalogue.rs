@@ -1,6 +1,5 @@
 //! The catalogue: challenges written, changed and removed, and what the platform tells of them.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use stackd_core::StackId;
@@ -9,6 +8,7 @@ use stackd_core::challenge::{
 };
 use stackd_store::{Change, Mark, StoreError};
 
+use super::play::live_stack;
 use super::{ChallengeError, DIALECT, Marked, warm, word};
 use crate::book::SharedEngine;
 use crate::command::Unavailable;
@@ -114,20 +114,26 @@ async fn write(shared: &SharedEngine, changes: Vec<Change>) -> Result<(), Challe
     })
 }
 
-/// Makes the challenge of a draft, or says what is wrong with it.
+/// Makes the challenge of a draft, or says what is wrong with it. What stays as it was `before` is
+/// not held against the settings of today.
 fn check(
     shared: &SharedEngine,
     draft: Draft,
     number: ChallengeNumber,
+    before: Option<&Challenge>,
 ) -> Result<Challenge, ChallengeError> {
     let config = &shared.config;
-    let defaults = config.limit_range.pod_defaults();
-    let challenge = draft
-        .check(number, &config.challenges, &defaults, shared.clock.wall())
-        .map_err(ChallengeError::Invalid)?;
+    let (policy, defaults) = (&config.challenges, config.limit_range.pod_defaults());
+    let now = shared.clock.wall();
+    let challenge = match before {
+        Some(before) => draft.change(before, policy, &defaults, now),
+        None => draft.check(number, policy, &defaults, now),
+    };
+    let challenge = challenge.map_err(ChallengeError::Invalid)?;
     let (min, max) = (config.min_ttl.as_secs(), config.max_ttl.as_secs());
     let ttl = challenge.definition.ttl_seconds;
-    if ttl.is_some_and(|ttl| ttl < min || ttl > max) {
+    let is_new = before.is_none_or(|before| before.definition.ttl_seconds != ttl);
+    if is_new && ttl.is_some_and(|ttl| ttl < min || ttl > max) {
         return Err(ChallengeError::Invalid(vec![Invalid {
             field: "ttl_seconds",
             fault: Fault::Value,
@@ -144,14 +150,18 @@ async fn create(
 ) -> Result<Arc<Challenge>, ChallengeError> {
     let _writing = shared.view.board.writing.lock().await;
     let next = number.or_else(|| shared.view.board.next_number()).ok_or(ChallengeError::Exists)?;
-    let challenge = check(shared, draft, next)?;
+    let challenge = check(shared, draft, next, None)?;
     let taken = |name: ChallengeRef| shared.view.board.find(&name).is_some();
     if taken(ChallengeRef::Id(challenge.id().clone())) || taken(ChallengeRef::Number(next)) {
         return Err(ChallengeError::Exists);
     }
+    if shared.view.board.is_used_up(next) {
+        return Err(ChallengeError::NumberUsed);
+    }
     write(shared, vec![Change::InsertChallenge(Box::new(challenge.clone()))]).await?;
     let challenge = Arc::new(challenge);
     shared.view.board.put(Arc::clone(&challenge));
+    shared.view.owners.wake_all();
     tracing::info!(challenge = %challenge.id(), number = %challenge.number, "challenge written");
     if shared.config.challenges.warm {
         warm::in_background(shared, &challenge);
@@ -167,14 +177,14 @@ async fn change(
     let _writing = shared.view.board.writing.lock().await;
     let before = find(shared, name)?;
     let draft = edit(&before, Draft::of(&before)).map_err(ChallengeError::Invalid)?;
-    let after = check(shared, draft, before.number)?;
+    let after = check(shared, draft, before.number, Some(&before))?;
     if after.definition == before.definition && after.spec == before.spec {
         return Ok(before);
     }
-    let after = Challenge { created_at: before.created_at, ..after };
     write(shared, vec![Change::UpdateChallenge(Box::new(after.clone()))]).await?;
     let after = Arc::new(after);
     shared.view.board.put(Arc::clone(&after));
+    shared.view.owners.wake_all();
     tracing::info!(challenge = %after.id(), "challenge changed");
     if shared.config.challenges.warm {
         warm::in_background(shared, &after);
@@ -205,6 +215,7 @@ async fn delete(
     }
     write(shared, vec![Change::RemoveChallenge(challenge.number)]).await?;
     shared.view.board.remove(&challenge);
+    shared.view.owners.wake_all();
     tracing::info!(challenge = %challenge.id(), destroy, "challenge removed");
     Ok(())
 }
@@ -220,43 +231,17 @@ pub(super) async fn end(
     Ok(())
 }
 
-/// The live stacks that a solve by these ends.
-fn stacks_of(
-    shared: &SharedEngine,
-    owners: &BTreeSet<Subject>,
-    number: ChallengeNumber,
-) -> Vec<StackId> {
-    let (live, slot) = (shared.view.live.read(), number.to_string());
-    let of = |owner: &Subject| {
-        let stacks = live.of_tenant(DIALECT, &owner.to_string());
-        let here = stacks.filter(|l| l.stack.owner.slot == slot && l.stack.is_active());
-        here.map(|live| live.stack.id).collect::<Vec<_>>()
-    };
-    owners.iter().flat_map(of).collect()
-}
-
 async fn put_mark(
     shared: &SharedEngine,
     name: &ChallengeRef,
     mark: Mark,
     subjects: Vec<Subject>,
 ) -> Result<bool, ChallengeError> {
-    let _writing = shared.view.board.writing.lock().await;
+    let board = &shared.view.board;
+    let _writing = board.writing.lock().await;
     let challenge = find(shared, name)?;
     let (number, at) = (challenge.number, shared.clock.wall());
-    // A solve of a user is also the team's where the team is known.
-    let teams = subjects.iter().filter_map(|subject| match subject {
-        Subject::User(user) => shared.view.board.team_of(user).map(Subject::Team),
-        Subject::Team(_) => None,
-    });
-    let owners: BTreeSet<Subject> = teams.chain(subjects.iter().cloned()).collect();
-    // In one order for all, so that no two wait for each other. Whoever is making a stack now is
-    // done first, and its stack is found below.
-    let mut turns = Vec::new();
-    for owner in &owners {
-        turns.push(shared.view.board.turn(owner).await);
-    }
-    let news = subjects.iter().any(|subject| !shared.view.board.has(mark, number, subject));
+    let news = subjects.iter().any(|subject| !board.has(mark, number, subject));
     if news {
         let put = |subject: &Subject| Change::PutMark {
             mark,
@@ -264,17 +249,29 @@ async fn put_mark(
             subject: subject.clone(),
             at,
         };
-        write(shared, subjects.iter().map(put).collect()).await?;
+        // A user's solve is also the team's. What it is told by must be as durable as the solve: a
+        // token may have told it a moment ago, and that is only on its way to the database.
+        let member = |subject: &Subject| match subject {
+            Subject::User(user) => {
+                Some(Change::PutMember { user: user.clone(), team: board.team_of(user)? })
+            }
+            Subject::Team(_) => None,
+        };
+        let changes = subjects.iter().map(put).chain(subjects.iter().filter_map(member));
+        write(shared, changes.collect()).await?;
         for subject in &subjects {
-            shared.view.board.mark(mark, number, subject.clone(), at);
+            board.mark(mark, number, subject.clone(), at);
             tracing::info!(challenge = %challenge.id(), %subject, mark = word(mark), "challenge marked");
         }
+        shared.view.owners.wake_all();
     }
     if mark == Mark::Solved && challenge.definition.destroy_on_solve {
-        end(shared, stacks_of(shared, &owners, number)).await?;
-    }
-    for owner in &owners {
-        shared.view.owners.wake_tenant(DIALECT, &owner.to_string());
+        for owner in board.solvers(&subjects) {
+            // Whoever is making a stack now is done first; who comes later finds it solved.
+            let _turn = board.turn(&owner).await;
+            let live = live_stack(&shared.view, &owner, number);
+            end(shared, live.map(|live| live.stack.id)).await?;
+        }
     }
     Ok(news)
 }
@@ -294,7 +291,7 @@ async fn remove_mark(
     let change = Change::RemoveMark { mark, challenge: number, subject: subject.clone() };
     write(shared, vec![change]).await?;
     shared.view.board.unmark(mark, number, subject);
-    shared.view.owners.wake_tenant(DIALECT, &subject.to_string());
+    shared.view.owners.wake_all();
     tracing::info!(challenge = %challenge.id(), %subject, mark = word(mark), "challenge unmarked");
     Ok(true)
 }

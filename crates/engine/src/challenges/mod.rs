@@ -38,6 +38,9 @@ pub enum ChallengeError {
     /// A challenge of this slug or number exists.
     #[error("challenge already exists")]
     Exists,
+    /// The number was that of a challenge which is gone.
+    #[error("challenge number already used")]
+    NumberUsed,
     /// This is wrong with it.
     #[error("the challenge is not valid")]
     Invalid(Vec<Invalid>),

@@ -36,8 +36,9 @@ impl<'a> Players<'a> {
         &self.engine.view
     }
 
-    /// Notes for which team a user plays; a solve by the user is then the team's. Costs nothing
-    /// when it is known; it is written down in the background.
+    /// Notes for which team a user plays; a solve by the user is then the team's, and moves along
+    /// when the user changes the team. Costs nothing when it is known; it is written down in the
+    /// background, and by whatever relies on it.
     pub fn seen(&self, player: &Player) {
         let Some(team) = &player.team else { return };
         // Whoever leads notes it when the player asks for something there.
@@ -78,7 +79,7 @@ impl<'a> Players<'a> {
         self.view().board.is_marked(mark, number, player)
     }
 
-    /// Ends at the next change of the owner's stacks or marks after this call.
+    /// Ends at the next change of the owner's stacks, or of challenges and marks, after this call.
     pub fn changed(&self, owner: &Subject) -> OwnedNotified {
         self.view().owners.changed(DIALECT, &owner.to_string())
     }
@@ -115,7 +116,7 @@ impl<'a> Players<'a> {
         self.view().config.players.longest(lifetime(self.view(), challenge))
     }
 
-    /// Extends the owner's live stack to its challenge's lifetime from now.
+    /// Extends the owner's live stack to its challenge's lifetime, as it is now, from now.
     pub async fn extend(
         &self,
         owner: Subject,
@@ -140,7 +141,11 @@ fn lifetime(view: &View, challenge: &Challenge) -> Duration {
     challenge.definition.ttl_seconds.map_or(view.config.default_ttl, Duration::from_secs)
 }
 
-fn live_stack(view: &View, owner: &Subject, number: ChallengeNumber) -> Option<Arc<LiveStack>> {
+pub(super) fn live_stack(
+    view: &View,
+    owner: &Subject,
+    number: ChallengeNumber,
+) -> Option<Arc<LiveStack>> {
     let slot = number.to_string();
     let live = view.live.read();
     let mut stacks = live.of_tenant(DIALECT, &owner.to_string());

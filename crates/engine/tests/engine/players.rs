@@ -9,10 +9,10 @@ use stackd_core::challenge::{
     Challenge, ChallengeNumber, ChallengeRef, Draft, Player, Refusal, Subject,
 };
 use stackd_core::{Phase, Timestamp};
-use stackd_engine::challenges::PlayError;
+use stackd_engine::challenges::{ChallengeError, PlayError, Warmed};
 use stackd_engine::{EngineConfig, ExtendError, PlayerLimits, WaitFor};
 use stackd_runtimes::simulated::SimulatedConfig;
-use stackd_store::Mark;
+use stackd_store::{Mark, StoreConfig};
 use stackd_testkit::engine::Setup;
 use stackd_testkit::{PATIENCE, TestEngine, within};
 use tokio::task::JoinSet;
@@ -44,6 +44,11 @@ fn user(name: &str) -> Player {
 fn member(name: &str, team: &str) -> Player {
     let owner = Subject::Team(team.to_owned());
     Player { user: name.to_owned(), team: Some(team.to_owned()), owner }
+}
+
+/// Of a team, with stacks of their own.
+fn solo(name: &str, team: &str) -> Player {
+    Player { team: Some(team.to_owned()), ..user(name) }
 }
 
 fn generous() -> EngineConfig {
@@ -205,6 +210,87 @@ async fn no_stack_slips_past_a_solve() {
 }
 
 #[tokio::test]
+async fn a_teams_solve_ends_the_stacks_of_its_members() {
+    let test = with(generous()).await;
+    let (web, pwn) = (challenge(&test, "web").await, challenge(&test, "pwn").await);
+    let players = [solo("ann", "red"), solo("bob", "red"), solo("eve", "blue")];
+    let mut stacks = Vec::new();
+    for player in &players {
+        test.engine.players().seen(player);
+        for number in [web.number, pwn.number] {
+            let live = test.engine.players().start(player.clone(), number).await.unwrap();
+            stacks.push(live.stack.id);
+        }
+    }
+    let left = || stacks.iter().map(|id| test.engine.get(*id).is_some()).collect::<Vec<_>>();
+    // Told of the team, and told of one of them.
+    let by_team = vec![Subject::Team("red".to_owned())];
+    test.engine.challenges().mark(named(&web), Mark::Solved, by_team).await.unwrap();
+    assert_eq!(left(), [false, true, false, true, true, true]);
+    let by_member = vec![players[0].owner.clone()];
+    test.engine.challenges().mark(named(&pwn), Mark::Solved, by_member).await.unwrap();
+    assert_eq!(left(), [false, false, false, false, true, true]);
+    for player in &players[..2] {
+        for number in [web.number, pwn.number] {
+            let again = test.engine.players().start(player.clone(), number).await;
+            assert_eq!(refused(again), Refusal::Solved);
+        }
+    }
+    test.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_stack_of_a_member_slips_past_a_teams_solve() {
+    let test = with(generous()).await;
+    let web = challenge(&test, "web").await;
+    for round in 0..50 {
+        let (team, number) = (format!("t{round}"), web.number);
+        let player = solo(&format!("u{round}"), &team);
+        let (engine, owner) = (test.engine.clone(), player.owner.clone());
+        let start = tokio::spawn(async move {
+            engine.players().seen(&player);
+            engine.players().start(player, number).await
+        });
+        let solved = vec![Subject::Team(team)];
+        test.engine.challenges().mark(named(&web), Mark::Solved, solved).await.unwrap();
+        let _ = start.await.unwrap();
+        assert!(test.engine.players().get(&owner, number).is_none(), "round {round}");
+    }
+    test.finish().await;
+}
+
+/// As a crash leaves it that came before a token's team was written, and after a solve was
+/// acknowledged for that team.
+#[tokio::test]
+async fn a_solve_is_the_teams_after_a_crash_too() {
+    let test = with(generous()).await;
+    let web = challenge(&test, "web").await;
+    test.engine.players().seen(&solo("ann", "red"));
+    let ann = |team: &str| ("ann".to_owned(), team.to_owned());
+    within("the team is written", async {
+        while test.store.load_catalogue().await.unwrap().members != [ann("red")] {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let (user, team) = ann("before");
+    test.store.write(vec![stackd_store::Change::PutMember { user, team }]).await.unwrap();
+    let ann = Subject::User("ann".to_owned());
+    test.engine.challenges().mark(named(&web), Mark::Solved, vec![ann]).await.unwrap();
+    let test = test.restart(true).await;
+    for player in [solo("bob", "red"), member("bob", "red")] {
+        let answer = test.engine.players().start(player, web.number).await;
+        assert_eq!(refused(answer), Refusal::Solved);
+    }
+    // Who changes the team takes the solve along.
+    test.engine.players().seen(&solo("ann", "blue"));
+    let eve = test.engine.players().start(solo("eve", "blue"), web.number).await;
+    assert_eq!(refused(eve), Refusal::Solved);
+    test.engine.players().start(solo("bob", "red"), web.number).await.unwrap();
+    test.finish().await;
+}
+
+#[tokio::test]
 async fn what_is_told_outlives_a_restart() {
     let test = with(generous()).await;
     let web = challenge(&test, "web").await;
@@ -229,21 +315,131 @@ async fn what_is_told_outlives_a_restart() {
     test.finish().await;
 }
 
-/// As a crash between a solve's row and the end of the stack leaves it.
+/// As a crash between a solve's row and the end of the stacks leaves it.
 #[tokio::test]
-async fn the_stack_of_a_solved_challenge_goes_at_the_next_start() {
+async fn the_stacks_of_a_solved_challenge_go_at_the_next_start() {
     let test = with(generous()).await;
     let web = challenge(&test, "web").await;
-    let live = test.engine.players().start(user("7"), web.number).await.unwrap();
-    let solved = stackd_store::Change::PutMark {
+    let mut stacks = Vec::new();
+    for player in [user("7"), solo("bob", "red"), solo("eve", "blue"), solo("ann", "green")] {
+        stacks.push(test.engine.players().start(player, web.number).await.unwrap().stack.id);
+    }
+    let solved = |subject| stackd_store::Change::PutMark {
         mark: Mark::Solved,
         challenge: web.number,
-        subject: user("7").owner,
+        subject,
         at: Timestamp::UNIX_EPOCH,
     };
-    test.store.write(vec![solved]).await.unwrap();
+    let plays = |user: &str, team: &str| stackd_store::Change::PutMember {
+        user: user.to_owned(),
+        team: team.to_owned(),
+    };
+    let changes = vec![
+        solved(user("7").owner),
+        solved(Subject::Team("red".to_owned())),
+        solved(user("zoe").owner),
+        plays("bob", "red"),
+        plays("eve", "blue"),
+        plays("zoe", "blue"),
+        plays("ann", "green"),
+    ];
+    test.store.write(changes).await.unwrap();
     let test = test.restart(true).await;
-    test.removed(live.stack.id).await;
+    for stack in &stacks[..3] {
+        test.removed(*stack).await;
+    }
+    assert!(test.engine.get(stacks[3]).is_some());
+    test.finish().await;
+}
+
+#[tokio::test]
+async fn a_number_is_never_given_out_twice() {
+    let test = with(generous()).await;
+    let number = |number| ChallengeNumber::new(number);
+    challenge(&test, "web").await;
+    let pwn = test.engine.challenges().create(draft("pwn"), number(7)).await.unwrap();
+    let live = test.engine.players().start(user("7"), pwn.number).await.unwrap();
+    test.engine.challenges().delete(named(&pwn), false).await.unwrap();
+    let again = async |test: &TestEngine| {
+        let answer = test.engine.challenges().create(draft("other"), number(7)).await;
+        assert_eq!(answer.map(|_| ()), Err(ChallengeError::NumberUsed));
+    };
+    again(&test).await;
+    let test = test.restart(true).await;
+    again(&test).await;
+    let left = test.engine.players().get(&user("7").owner, pwn.number);
+    assert_eq!(left.map(|left| left.stack.id), Some(live.stack.id));
+    // One that was never used may still be given, and the next one is new.
+    let gap = test.engine.challenges().create(draft("gap"), number(5)).await.unwrap();
+    assert_eq!(gap.number.get(), 5);
+    assert_eq!(challenge(&test, "next").await.number.get(), 8);
+    test.finish().await;
+}
+
+#[tokio::test]
+async fn a_challenge_from_before_narrower_settings_can_be_switched_off() {
+    let directory = tempfile::tempdir().unwrap();
+    let database = StoreConfig::Sqlite { path: directory.path().join("db"), ballast_bytes: 0 };
+    let setup = |engine| Setup { engine, database: Some(database.clone()), ..Setup::default() };
+    let test = TestEngine::with(setup(EngineConfig::default())).await;
+    let large = Draft { cpu_count: Some(4), ttl_seconds: Some(7000), ..draft("large") };
+    let large = test.engine.challenges().create(large, None).await.unwrap();
+    test.finish().await;
+    let mut narrow = EngineConfig::default();
+    narrow.challenges.cpu_counts = vec![1];
+    narrow.max_ttl = Duration::from_secs(3600);
+    narrow.default_ttl = Duration::from_secs(60);
+    let test = TestEngine::with(setup(narrow)).await;
+    let challenges = test.engine.challenges();
+    let edit = |change: fn(&mut Draft)| {
+        challenges.edit(named(&large), move |_, mut draft| {
+            change(&mut draft);
+            Ok(draft)
+        })
+    };
+    let off = edit(|draft| draft.enabled = Some(false)).await.unwrap();
+    assert!(!off.definition.enabled && off.spec == large.spec);
+    for (change, field) in [
+        ((|draft| draft.ttl_seconds = Some(7001)) as fn(&mut Draft), "ttl_seconds"),
+        (|draft| draft.cpu_count = Some(2), "cpu_count"),
+    ] {
+        let Err(ChallengeError::Invalid(wrong)) = edit(change).await else { panic!("{field}") };
+        assert_eq!(wrong.iter().map(|wrong| wrong.field).collect::<Vec<_>>(), [field]);
+    }
+    test.finish().await;
+}
+
+#[tokio::test]
+async fn images_are_pulled_ahead_of_need_where_that_is_set() {
+    let mut engine = generous();
+    engine.challenges.warm = true;
+    let test = with(engine).await;
+    let warmed = async |test: &TestEngine, ready, failed| {
+        within("the images are pulled", async {
+            while test.engine.challenges().warmed() != (Warmed { ready, failed, pulling: 0 }) {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    };
+    let web = challenge(&test, "web").await;
+    warmed(&test, 1, 0).await;
+    // The runtime is asked: where it cannot be reached, it shows.
+    test.runtime.set_reachable(false);
+    let edit = |_: &Challenge, draft| Ok(Draft { image: Some("app:2".to_owned()), ..draft });
+    test.engine.challenges().edit(named(&web), edit).await.unwrap();
+    warmed(&test, 1, 1).await;
+    test.runtime.set_reachable(true);
+    // All of them at the start.
+    challenge(&test, "pwn").await;
+    warmed(&test, 2, 1).await;
+    let test = test.restart(true).await;
+    warmed(&test, 2, 0).await;
+    test.finish().await;
+
+    let test = TestEngine::start().await;
+    challenge(&test, "web").await;
+    assert_eq!(test.engine.challenges().warmed(), Warmed::default());
     test.finish().await;
 }
 
@@ -312,14 +508,33 @@ async fn an_extension_moves_the_deadline_as_far_as_it_may() {
 async fn an_owner_is_told_of_changes() {
     let test = TestEngine::start().await;
     let web = challenge(&test, "web").await;
-    let owner = user("7").owner;
-    let changed = test.engine.players().changed(&owner);
-    test.engine.players().start(user("7"), web.number).await.unwrap();
-    within("a start is told", changed).await;
-    let changed = test.engine.players().changed(&owner);
-    let solved = vec![owner.clone()];
-    test.engine.challenges().mark(named(&web), Mark::Solved, solved).await.unwrap();
-    within("a solve is told", changed).await;
+    let challenges = test.engine.challenges();
+    // In user mode a team is not what owns, and its marks count all the same.
+    let player = solo("7", "red");
+    let changed = || test.engine.players().changed(&player.owner);
+    let told = changed();
+    test.engine.players().start(player.clone(), web.number).await.unwrap();
+    within("a start is told", told).await;
+    for subject in [player.owner.clone(), Subject::Team("red".to_owned())] {
+        for mark in [Mark::Locked, Mark::Solved] {
+            let told = changed();
+            assert!(challenges.mark(named(&web), mark, vec![subject.clone()]).await.unwrap());
+            within("a mark is told", told).await;
+            let told = changed();
+            assert!(challenges.unmark(named(&web), mark, subject.clone()).await.unwrap());
+            within("and that it is taken back", told).await;
+        }
+    }
+    let told = changed();
+    let off = |_: &Challenge, draft| Ok(Draft { stack_enabled: Some(false), ..draft });
+    challenges.edit(named(&web), off).await.unwrap();
+    within("an edit is told", told).await;
+    let told = changed();
+    challenges.delete(named(&web), false).await.unwrap();
+    within("a removal is told", told).await;
+    let told = changed();
+    challenge(&test, "web").await;
+    within("a new challenge is told", told).await;
     test.finish().await;
 }
 

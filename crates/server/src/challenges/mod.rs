@@ -95,7 +95,7 @@ impl From<ChallengeError> for Fault {
     fn from(error: ChallengeError) -> Self {
         match error {
             ChallengeError::NotFound => not_found(),
-            ChallengeError::Exists => {
+            ChallengeError::Exists | ChallengeError::NumberUsed => {
                 Self::new(StatusCode::CONFLICT, error.to_string()).into_detail()
             }
             ChallengeError::Invalid(faults) => {

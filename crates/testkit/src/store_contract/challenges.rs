@@ -68,11 +68,15 @@ pub async fn challenges_come_back_with_their_marks(config: StoreConfig) {
     assert!(kept.marks.iter().all(|mark| mark.at == at(2)));
     assert_eq!(kept.members, [("7".to_owned(), "blue".to_owned())]);
 
+    assert_eq!(kept.removed, []);
+
     let unmark = Change::RemoveMark { mark: Mark::Solved, challenge: web.number, subject: team };
     write(&store, [unmark, Change::RemoveChallenge(pwn.number)]).await;
+    // Once more, as a write that is tried again.
+    write(&store, [Change::RemoveChallenge(pwn.number)]).await;
     let kept = store.load_catalogue().await.unwrap();
     assert_eq!(kept.challenges, [web]);
-    assert_eq!(kept.last_number, 9);
+    assert_eq!((kept.last_number, kept.removed), (9, vec![pwn.number]));
     let left: Vec<_> = kept.marks.iter().map(|mark| (mark.mark, mark.subject.clone())).collect();
     assert_eq!(left, [(Mark::Solved, user)]);
 }

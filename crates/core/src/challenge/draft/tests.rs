@@ -158,3 +158,39 @@ fn a_flag_is_checked_against_its_containers_and_the_servers_secret() {
     let made = draft.check(number, &policy, &PodDefaults::default(), Timestamp::UNIX_EPOCH);
     assert!(made.unwrap().definition.flag().unwrap().unwrap().is_derived());
 }
+
+#[test]
+fn what_stays_is_not_held_against_a_later_policy() {
+    let secret = ChallengePolicy {
+        flag_secret: Some("a-secret-of-the-server-0123456789".into()),
+        ..ChallengePolicy::default()
+    };
+    let (defaults, epoch) = (PodDefaults::default(), Timestamp::UNIX_EPOCH);
+    let draft = Draft {
+        cpu_count: Some(4),
+        memory_mb: Some(2048),
+        extra_config: Some(r#"{"flag":{}}"#.to_owned()),
+        ..web()
+    };
+    let before = draft.check(ChallengeNumber::new(12).unwrap(), &secret, &defaults, epoch).unwrap();
+    let narrow = ChallengePolicy {
+        cpu_counts: vec![1, 2],
+        memory_mbs: vec![512],
+        ..ChallengePolicy::default()
+    };
+    let change = |change: fn(&mut Draft)| {
+        let mut draft = Draft::of(&before);
+        change(&mut draft);
+        draft.change(&before, &narrow, &defaults, Timestamp::MAX)
+    };
+    let off = change(|draft| draft.enabled = Some(false)).unwrap();
+    assert!(!off.definition.enabled);
+    assert_eq!((off.spec, off.number, off.created_at), (before.spec.clone(), before.number, epoch));
+    let wrong = change(|draft| {
+        draft.cpu_count = Some(8);
+        draft.memory_mb = Some(1024);
+        draft.extra_config = Some(r#"{"flag":{},"pids_limit":9}"#.to_owned());
+    });
+    let fields: Vec<_> = wrong.unwrap_err().into_iter().map(|wrong| wrong.field).collect();
+    assert_eq!(fields, ["extra_config", "cpu_count", "memory_mb"]);
+}
