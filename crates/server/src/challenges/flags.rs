@@ -5,12 +5,11 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use serde::Serialize;
-use stackd_core::challenge::{Fault as Kind, Invalid};
 use stackd_engine::challenges::FlagError;
 use utoipa::ToSchema;
 
 use super::marks::who;
-use super::request::{self, DetailBody, Fields, InvalidBody, Problem};
+use super::request::{self, DetailBody, Fields, InvalidBody};
 use super::{named, not_found};
 use crate::ServerState;
 use crate::fault::{Fault, json};
@@ -81,13 +80,12 @@ pub(super) async fn check_flag(
     challenges.get(&name).ok_or_else(not_found)?;
     let object = request::object(body, state.config()).await?;
     let mut fields = Fields::of(&object);
-    let flag = fields.text("flag");
-    let owners = who(&mut fields)?;
-    let Some(flag) = flag else {
-        let message = "is required".to_owned();
-        let missing = Invalid { field: "flag", fault: Kind::Missing, message };
-        return Err(request::invalid([Problem::from(missing)]));
-    };
+    let owners = who(&mut fields);
+    if fields.given("flag").is_none() {
+        fields.missing("flag", "flag is required");
+    }
+    let flag = fields.text("flag").unwrap_or_default();
+    fields.finish()?;
     let correct = challenges.is_flag(&name, &owners, &flag)?;
     Ok(json(StatusCode::OK, &Verdict { correct }))
 }

@@ -9,7 +9,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::model::{self, ChallengeView, RuntimeSchema, SchemeSchema};
-use super::request::{self, DetailBody, InvalidBody, Patch};
+use super::request::{self, DetailBody, InvalidBody, Patch, Problem};
 use super::{named, not_found, schema};
 use crate::ServerState;
 use crate::fault::{Fault, json};
@@ -22,7 +22,7 @@ use crate::params::{Params, PathText};
 struct CreateSchema {
     /// Its slug: a DNS label with at least one letter. Unique.
     id: String,
-    /// Its number; the next one where absent. Unique.
+    /// Its number; the next one where absent. Unique, also among challenges that are gone.
     #[schema(minimum = 1)]
     number: Option<u64>,
     /// What people call it.
@@ -81,8 +81,10 @@ pub(super) async fn list_challenges(State(state): State<ServerState>) -> Respons
     request_body(content = CreateSchema),
     responses(
         (status = 201, description = "It is written.", body = ChallengeView),
-        (status = 409, description = "A challenge of this slug or number exists.", body = DetailBody,
-            example = json!({"detail": "challenge already exists"})),
+        (status = 409, description = "A challenge of this slug or number exists, or one of this number did.", body = DetailBody, examples(
+            ("exists" = (value = json!({"detail": "challenge already exists"}))),
+            ("used" = (value = json!({"detail": "challenge number already used"}))),
+        )),
         (status = 413, description = "The body is too large.", body = DetailBody,
             example = json!({"detail": "request body too large"})),
         (status = 422, description = "The challenge is not valid: all that is wrong with it.", body = InvalidBody,
@@ -97,7 +99,8 @@ pub(super) async fn create_challenge(
 ) -> Result<Response, Fault> {
     let object = request::object(body, state.config()).await?;
     let (draft, number) = request::create(&object)?;
-    let challenge = state.engine().challenges().create(draft, number).await?;
+    let created = state.engine().challenges().create(draft, number).await;
+    let challenge = created.map_err(|error| request::refused(error, &object))?;
     Ok(json(StatusCode::CREATED, &ChallengeView::of(&challenge)))
 }
 
@@ -147,9 +150,10 @@ pub(super) async fn edit_challenge(
     let name = named(&name)?;
     let challenges = state.engine().challenges();
     challenges.get(&name).ok_or_else(not_found)?;
-    let patch = Patch::read(&request::object(body, state.config()).await?)?;
+    let object = request::object(body, state.config()).await?;
+    let patch = Patch::read(&object)?;
     let edit = challenges.edit(name, move |challenge, draft| patch.apply(challenge, draft));
-    let challenge = edit.await?;
+    let challenge = edit.await.map_err(|error| request::refused(error, &object))?;
     Ok(json(StatusCode::OK, &ChallengeView::of(&challenge)))
 }
 
@@ -166,8 +170,8 @@ pub(super) async fn edit_challenge(
         (status = 204, description = "It is gone."),
         (status = 404, description = "There is no such challenge.", body = DetailBody,
             example = json!({"detail": "challenge not found"})),
-        (status = 422, description = "A parameter is not what it should be.", body = DetailBody,
-            example = json!({"detail": "invalid input: destroy must be true or false"})),
+        (status = 422, description = "A parameter is not what it should be.", body = InvalidBody,
+            example = json!({"detail": [{"type": "bool_type", "loc": ["query", "destroy"], "msg": "destroy must be true or false", "input": "maybe"}]})),
         (status = 503, description = "Nothing can be written now.", body = DetailBody,
             example = json!({"detail": "storage unavailable: the disk is full"})),
     )
@@ -177,7 +181,11 @@ pub(super) async fn delete_challenge(
     PathText(name): PathText,
     params: Params,
 ) -> Result<Response, Fault> {
-    let destroy = params.switch("destroy").map_err(super::marks::unprocessable)?;
+    let destroy = params.switch("destroy").map_err(|_| {
+        let message = "destroy must be true or false";
+        let input = params.one("destroy");
+        request::invalid([Problem::of_query("bool_type", "destroy", message, input)])
+    })?;
     state.engine().challenges().delete(named(&name)?, destroy).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }

@@ -11,14 +11,11 @@ use stackd_engine::challenges::Marked;
 use stackd_store::Mark;
 use utoipa::ToSchema;
 
-use super::request::{self, DetailBody, Fields, InvalidBody};
+use super::request::{self, DetailBody, Fields, InvalidBody, Problem};
 use super::{named, not_found};
 use crate::ServerState;
 use crate::fault::{Fault, json};
 use crate::params::{Params, PathText};
-
-/// The most characters of a user's or a team's name.
-pub(crate) const MAX_SUBJECT: usize = 255;
 
 /// Somebody who has solved a challenge, or finds it locked.
 #[derive(Serialize, ToSchema)]
@@ -58,44 +55,32 @@ struct SubjectSchema {
     team: (),
 }
 
-/// A parameter of the query is refused as this dialect refuses.
-pub(super) fn unprocessable(fault: Fault) -> Fault {
-    Fault::new(StatusCode::UNPROCESSABLE_ENTITY, fault.text).into_detail()
-}
-
-fn is_name(name: &str) -> bool {
-    let length = name.chars().count();
-    (1..=MAX_SUBJECT).contains(&length) && !name.chars().any(char::is_control)
-}
-
 async fn subjects(state: &ServerState, body: Body) -> Result<Vec<Subject>, Fault> {
     let object = request::object(body, state.config()).await?;
-    who(&mut Fields::of(&object))
+    let mut fields = Fields::of(&object);
+    let subjects = who(&mut fields);
+    fields.finish().map(|()| subjects)
 }
 
 /// Who a body is about.
-pub(super) fn who(fields: &mut Fields<'_>) -> Result<Vec<Subject>, Fault> {
+pub(super) fn who(fields: &mut Fields<'_>) -> Vec<Subject> {
+    if fields.given("user").or(fields.given("team")).is_none() {
+        fields.missing("", "user or team must say who it is");
+    }
     let (user, team) = (fields.name("user"), fields.name("team"));
-    if !fields.problems.is_empty() {
-        return Err(request::invalid(std::mem::take(&mut fields.problems)));
-    }
-    let subjects: Vec<_> =
-        user.map(Subject::User).into_iter().chain(team.map(Subject::Team)).collect();
-    if subjects.is_empty() || subjects.iter().any(|subject| !is_name(subject.name())) {
-        let fault = Fault::input("user or team must say who it is");
-        return Err(unprocessable(fault));
-    }
-    Ok(subjects)
+    user.map(Subject::User).into_iter().chain(team.map(Subject::Team)).collect()
 }
 
+/// Who a query is about.
 fn subject(params: &Params) -> Result<Subject, Fault> {
-    let (user, team) = (params.one("user"), params.one("team"));
-    let subject = match (user, team) {
-        (Some(user), None) => Subject::User(user.to_owned()),
-        (None, Some(team)) => Subject::Team(team.to_owned()),
-        _ => return Err(unprocessable(Fault::input("one of user and team must say who it is"))),
+    let kind = match (params.one("user"), params.one("team")) {
+        (Some(user), None) => return Ok(Subject::User(user.to_owned())),
+        (None, Some(team)) => return Ok(Subject::Team(team.to_owned())),
+        (None, None) => "missing",
+        (Some(_), Some(_)) => "value_error",
     };
-    Ok(subject)
+    let message = "one of user and team must say who it is";
+    Err(request::invalid([Problem::of_query(kind, "", message, None)]))
 }
 
 fn list(state: &ServerState, name: &str, mark: Mark) -> Result<Response, Fault> {
@@ -167,7 +152,7 @@ pub(super) async fn list_solves(
         (status = 413, description = "The body is too large.", body = DetailBody,
             example = json!({"detail": "request body too large"})),
         (status = 422, description = "The body does not say who.", body = InvalidBody,
-            example = json!({"detail": [{"type": "value_error", "loc": ["body", "port"], "msg": "port must be from 1 to 65535", "input": 70000}]})),
+            example = json!({"detail": [{"type": "missing", "loc": ["body"], "msg": "user or team must say who it is", "input": null}]})),
         (status = 503, description = "Nothing can be written now.", body = DetailBody,
             example = json!({"detail": "storage unavailable: the disk is full"})),
     )
@@ -192,8 +177,8 @@ pub(super) async fn put_solve(
         (status = 204, description = "It is gone."),
         (status = 404, description = "There is no such challenge, or no such solve.", body = DetailBody,
             example = json!({"detail": "solve not found"})),
-        (status = 422, description = "The query does not say whose.", body = DetailBody,
-            example = json!({"detail": "invalid input: one of user and team must say who it is"})),
+        (status = 422, description = "The query does not say whose.", body = InvalidBody,
+            example = json!({"detail": [{"type": "missing", "loc": ["query"], "msg": "one of user and team must say who it is", "input": null}]})),
         (status = 503, description = "Nothing can be written now.", body = DetailBody,
             example = json!({"detail": "storage unavailable: the disk is full"})),
     )
@@ -236,7 +221,7 @@ pub(super) async fn list_locks(
         (status = 413, description = "The body is too large.", body = DetailBody,
             example = json!({"detail": "request body too large"})),
         (status = 422, description = "The body does not say who.", body = InvalidBody,
-            example = json!({"detail": [{"type": "value_error", "loc": ["body", "port"], "msg": "port must be from 1 to 65535", "input": 70000}]})),
+            example = json!({"detail": [{"type": "missing", "loc": ["body"], "msg": "user or team must say who it is", "input": null}]})),
         (status = 503, description = "Nothing can be written now.", body = DetailBody,
             example = json!({"detail": "storage unavailable: the disk is full"})),
     )
@@ -261,8 +246,8 @@ pub(super) async fn put_lock(
         (status = 204, description = "It is gone."),
         (status = 404, description = "There is no such challenge, or no such lock.", body = DetailBody,
             example = json!({"detail": "lock not found"})),
-        (status = 422, description = "The query does not say for whom.", body = DetailBody,
-            example = json!({"detail": "invalid input: one of user and team must say who it is"})),
+        (status = 422, description = "The query does not say for whom.", body = InvalidBody,
+            example = json!({"detail": [{"type": "missing", "loc": ["query"], "msg": "one of user and team must say who it is", "input": null}]})),
         (status = 503, description = "Nothing can be written now.", body = DetailBody,
             example = json!({"detail": "storage unavailable: the disk is full"})),
     )

@@ -98,9 +98,8 @@ impl From<ChallengeError> for Fault {
             ChallengeError::Exists | ChallengeError::NumberUsed => {
                 Self::new(StatusCode::CONFLICT, error.to_string()).into_detail()
             }
-            ChallengeError::Invalid(faults) => {
-                request::invalid(faults.into_iter().map(request::Problem::from))
-            }
+            // Without a body there is nothing to look up.
+            ChallengeError::Invalid(_) => request::refused(error, &Default::default()),
             ChallengeError::Unavailable(error) => Self::from(error).into_detail(),
         }
     }

@@ -5,13 +5,18 @@ use axum::body::{Body, to_bytes};
 use axum::http::StatusCode;
 use serde_json::{Map, Value, json};
 use stackd_core::challenge::{
-    Challenge, ChallengeNumber, Draft, Fault as Kind, Invalid, Source, revealed,
+    Challenge, ChallengeNumber, Draft, ExtraConfig, Fault as Kind, Invalid, Source, concealed,
+    revealed,
 };
 use stackd_core::port::{TargetPortError, TargetPorts};
+use stackd_engine::challenges::ChallengeError;
 use utoipa::ToSchema;
 
 use crate::config::ServerConfig;
 use crate::fault::Fault;
+
+/// The most characters of a user's or a team's name.
+const MAX_SUBJECT: usize = 255;
 
 /// A refusal of the catalogue.
 #[derive(ToSchema)]
@@ -40,7 +45,7 @@ pub(crate) struct ProblemSchema {
     /// `missing`, `string_type`, `int_type`, `bool_type`, `list_type`, `value_error`,
     /// `json_invalid` or `model_type`.
     r#type: String,
-    /// Where: `body`, then the field.
+    /// Where: `body` or `query`, then the field.
     loc: Vec<String>,
     /// What is wrong.
     msg: String,
@@ -52,32 +57,60 @@ pub(crate) struct ProblemSchema {
 #[derive(Debug)]
 pub(super) struct Problem {
     kind: &'static str,
+    /// `body` or `query`.
+    part: &'static str,
+    /// Empty where it is none in particular.
     field: &'static str,
     message: String,
     input: Value,
 }
 
-impl From<Invalid> for Problem {
-    fn from(invalid: Invalid) -> Self {
-        let kind = match invalid.fault {
+impl Problem {
+    /// A field of a body that has the wrong type.
+    fn of_type(kind: &'static str, field: &'static str, what: &str, input: &Value) -> Self {
+        Self::of_body(kind, field, format!("{field} must be {what}"), input.clone())
+    }
+
+    pub(super) fn of_body(
+        kind: &'static str,
+        field: &'static str,
+        message: impl Into<String>,
+        input: Value,
+    ) -> Self {
+        Self { kind, part: "body", field, message: message.into(), input }
+    }
+
+    /// What the domain says is wrong, with what the body has there.
+    fn of(invalid: Invalid, object: &Map<String, Value>) -> Self {
+        let Invalid { field, fault, message } = invalid;
+        let kind = match fault {
             Kind::Missing => "missing",
             Kind::Value => "value_error",
         };
-        let message = format!("{} {}", invalid.field, invalid.message);
-        Self { kind, field: invalid.field, message, input: Value::Null }
+        let input = match object.get(field) {
+            // No answer has a flag in it.
+            Some(Value::String(extra)) if field == "extra_config" => concealed(extra).into(),
+            input => input.cloned().unwrap_or_default(),
+        };
+        Self::of_body(kind, field, format!("{field} {message}"), input)
     }
-}
 
-impl Problem {
-    fn of_type(kind: &'static str, field: &'static str, what: &str, input: &Value) -> Self {
-        Self { kind, field, message: format!("{field} must be {what}"), input: input.clone() }
+    /// A parameter of the query.
+    pub(super) fn of_query(
+        kind: &'static str,
+        field: &'static str,
+        message: &str,
+        input: Option<&str>,
+    ) -> Self {
+        Self { kind, part: "query", field, message: message.to_owned(), input: input.into() }
     }
 }
 
 /// 422 with everything that is wrong.
 pub(super) fn invalid(problems: impl IntoIterator<Item = Problem>) -> Fault {
     let entry = |problem: Problem| {
-        let loc: Vec<_> = ["body", problem.field].into_iter().filter(|l| !l.is_empty()).collect();
+        let loc = [problem.part, problem.field];
+        let loc: Vec<_> = loc.into_iter().filter(|part| !part.is_empty()).collect();
         json!({"type": problem.kind, "loc": loc, "msg": problem.message, "input": problem.input})
     };
     let problems: Vec<_> = problems.into_iter().collect();
@@ -85,6 +118,16 @@ pub(super) fn invalid(problems: impl IntoIterator<Item = Problem>) -> Fault {
     let detail: Vec<_> = problems.into_iter().map(entry).collect();
     Fault::new(StatusCode::UNPROCESSABLE_ENTITY, text.join("; "))
         .with_body(json!({ "detail": detail }))
+}
+
+/// A refusal of what this body asks for.
+pub(super) fn refused(error: ChallengeError, object: &Map<String, Value>) -> Fault {
+    match error {
+        ChallengeError::Invalid(faults) => {
+            invalid(faults.into_iter().map(|invalid| Problem::of(invalid, object)))
+        }
+        error => error.into(),
+    }
 }
 
 /// Reads a whole body that must be a JSON object.
@@ -102,12 +145,12 @@ pub(super) async fn object(body: Body, config: &ServerConfig) -> Result<Map<Stri
     match serde_json::from_slice(&bytes) {
         Ok(Value::Object(object)) => Ok(object),
         Ok(input) => {
-            let message = "the body must be a JSON object".to_owned();
-            Err(invalid([Problem { kind: "model_type", field: "", message, input }]))
+            let message = "the body must be a JSON object";
+            Err(invalid([Problem::of_body("model_type", "", message, input)]))
         }
         Err(error) => {
             let message = format!("the body is not JSON: {error}");
-            Err(invalid([Problem { kind: "json_invalid", field: "", message, input: Value::Null }]))
+            Err(invalid([Problem::of_body("json_invalid", "", message, Value::Null)]))
         }
     }
 }
@@ -115,7 +158,7 @@ pub(super) async fn object(body: Body, config: &ServerConfig) -> Result<Map<Stri
 /// The fields of a body, read one by one.
 pub(super) struct Fields<'a> {
     object: &'a Map<String, Value>,
-    pub(super) problems: Vec<Problem>,
+    problems: Vec<Problem>,
 }
 
 impl<'a> Fields<'a> {
@@ -124,7 +167,7 @@ impl<'a> Fields<'a> {
     }
 
     /// A field that is there and not null.
-    fn given(&self, field: &str) -> Option<&'a Value> {
+    pub(super) fn given(&self, field: &str) -> Option<&'a Value> {
         self.object.get(field).filter(|value| !value.is_null())
     }
 
@@ -162,9 +205,7 @@ impl<'a> Fields<'a> {
         match ports(value) {
             Some(Ok(ports)) => Some(ports),
             Some(Err(error)) => {
-                let input = value.clone();
-                let message = error.to_string();
-                self.problems.push(Problem { kind: "value_error", field, message, input });
+                self.wrong(field, error.to_string(), value);
                 None
             }
             None => {
@@ -176,10 +217,31 @@ impl<'a> Fields<'a> {
 
     /// The name of somebody: a text, or a number, which is the same as its text.
     pub(super) fn name(&mut self, field: &'static str) -> Option<String> {
-        self.read(field, "string_type", "a text or a whole number", |value| match value {
-            Value::String(text) => Some(text.trim().to_owned()),
-            number => whole(number).map(|number| number.to_string()),
-        })
+        let name =
+            self.read(field, "string_type", "a text or a whole number", |value| match value {
+                Value::String(text) => Some(text.trim().to_owned()),
+                number => whole(number).map(|number| number.to_string()),
+            })?;
+        let fits = (1..=MAX_SUBJECT).contains(&name.chars().count());
+        if fits && !name.chars().any(char::is_control) {
+            return Some(name);
+        }
+        let message = format!("{field} must be one line of 1 to {MAX_SUBJECT} characters");
+        self.wrong(field, message, &name.into());
+        None
+    }
+
+    pub(super) fn wrong(&mut self, field: &'static str, message: String, input: &Value) {
+        self.problems.push(Problem::of_body("value_error", field, message, input.clone()));
+    }
+
+    pub(super) fn missing(&mut self, field: &'static str, message: &str) {
+        self.problems.push(Problem::of_body("missing", field, message, Value::Null));
+    }
+
+    /// Refuses the body where anything of it is wrong.
+    pub(super) fn finish(self) -> Result<(), Fault> {
+        if self.problems.is_empty() { Ok(()) } else { Err(invalid(self.problems)) }
     }
 
     fn draft(&mut self) -> Draft {
@@ -236,15 +298,11 @@ pub(super) fn create(
         let valid = u64::try_from(number).ok().and_then(ChallengeNumber::new);
         if valid.is_none() {
             let message = "number must be a whole number above 0".to_owned();
-            let input = number.into();
-            fields.problems.push(Problem { kind: "value_error", field: "number", message, input });
+            fields.wrong("number", message, &number.into());
         }
         valid
     });
-    match fields.problems.is_empty() {
-        true => Ok((draft, number)),
-        false => Err(invalid(fields.problems)),
-    }
+    fields.finish().map(|()| (draft, number))
 }
 
 /// A change of a challenge, its types right.
@@ -279,9 +337,7 @@ impl Patch {
     pub(super) fn read(object: &Map<String, Value>) -> Result<Self, Fault> {
         let mut fields = Fields::of(object);
         let (draft, number) = (fields.draft(), fields.whole("number"));
-        if !fields.problems.is_empty() {
-            return Err(invalid(fields.problems));
-        }
+        fields.finish()?;
         let nulls = FIELDS.into_iter().filter(|f| object.get(*f).is_some_and(Value::is_null));
         Ok(Self { draft, number, nulls: nulls.collect() })
     }
@@ -332,13 +388,16 @@ impl Patch {
             return Err(problems);
         }
         let cleared = |field: &str| self.nulls.contains(&field);
+        // What new options say of the protocol takes the place of the one there was.
+        let extra = new.extra_config.as_deref().map(ExtraConfig::read);
+        let says_protocol = extra.is_some_and(|e| e.is_ok_and(|extra| extra.protocol.is_some()));
         Ok(Draft {
             id: kept.id,
             name: new.name.or(kept.name),
             runtime: new.runtime.or(kept.runtime),
             image: new.image.or(kept.image),
             port: new.port.or(kept.port),
-            protocol: new.protocol.or(kept.protocol),
+            protocol: new.protocol.or(kept.protocol.filter(|_| !says_protocol)),
             cpu_count: new.cpu_count.or(kept.cpu_count),
             memory_mb: new.memory_mb.or(kept.memory_mb),
             ttl_seconds: new.ttl_seconds.or(kept.ttl_seconds.filter(|_| !cleared("ttl_seconds"))),

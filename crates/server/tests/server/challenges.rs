@@ -63,7 +63,10 @@ async fn a_challenge_is_written_and_shown_whole() {
         app.delete(path).await.details(404, "challenge not found");
         app.patch(path, &json!({})).await.details(404, "challenge not found");
     }
-    // A number is never given out again.
+    // A number is never given out again, not even when it is asked for.
+    app.post("/challenges", &with(json!({"number": 1})))
+        .await
+        .details(409, "challenge number already used");
     let next = app.post("/challenges", &web100()).await.is(201).json();
     assert_eq!(next["number"], 2);
 }
@@ -158,7 +161,12 @@ async fn all_that_is_wrong_is_told_with_its_place() {
     ] {
         let answer = app.post("/challenges", &with(more.clone())).await.is(422).json();
         assert_eq!(problems(&answer), [(field.to_owned(), message.to_owned())], "{more}");
+        assert_eq!(answer["detail"][0]["input"], more[field], "{more}");
     }
+    // What was sent is shown, but for a flag.
+    let extra = json!({"flag": {"value": "ctf{x}"}, "pids_limit": 0}).to_string();
+    let answer = app.post("/challenges", &with(json!({"extra_config": extra}))).await.is(422);
+    assert!(answer.text.contains("sha256:") && !answer.text.contains("ctf{x}"), "{}", answer.text);
     for (body, kind) in [("", "json_invalid"), ("nonsense", "json_invalid"), ("[]", "model_type")] {
         let answer = app.send(Method::POST, "/challenges", &[], body).await.is(422).json();
         assert_eq!(
@@ -202,6 +210,12 @@ async fn a_patch_changes_what_it_names() {
     ] {
         let answer = app.patch("/challenges/web100", &body).await.is(422).json();
         assert_eq!(problems(&answer), [(field.to_owned(), message.to_owned())], "{body}");
+        assert_eq!(answer["detail"][0]["input"], body[field], "{body}");
+    }
+    for path in ["/challenges/web100?destroy=maybe", "/challenges/none?destroy=maybe"] {
+        let answer = app.delete(path).await.is(422).json();
+        let expected = json!([{"type": "bool_type", "loc": ["query", "destroy"], "msg": "destroy must be true or false", "input": "maybe"}]);
+        assert_eq!(answer["detail"], expected);
     }
     // A Pod takes the image's place, and back.
     let pod = json!({"pod_spec": POD, "target_port": [{"container_port": 80, "protocol": "TCP"}]});
@@ -212,6 +226,56 @@ async fn a_patch_changes_what_it_names() {
     let by_image = app.patch("/challenges/web100", &image).await.is(200).json();
     assert_eq!((&by_image["pod_spec"], &by_image["port"]), (&Value::Null, &json!(8080)));
     assert_eq!(by_image["number"], 1);
+}
+
+/// Bodies that do not say who, and what is wrong with them.
+pub(crate) fn wrong_subjects() -> Vec<(Value, Value)> {
+    let line = |field: &str| format!("{field} must be one line of 1 to 255 characters");
+    let kind = |field: &str| format!("{field} must be a text or a whole number");
+    let wrong = |kind: &str, field: &str, message: String, input: Value| json!({"type": kind, "loc": ["body", field], "msg": message, "input": input});
+    let long = "x".repeat(256);
+    vec![
+        (
+            json!({}),
+            json!([{"type": "missing", "loc": ["body"], "msg": "user or team must say who it is", "input": null}]),
+        ),
+        (json!({"user": " "}), json!([wrong("value_error", "user", line("user"), json!(""))])),
+        (json!({"team": long}), json!([wrong("value_error", "team", line("team"), json!(long))])),
+        (
+            json!({"user": [1], "team": 1.5}),
+            json!([
+                wrong("string_type", "user", kind("user"), json!([1])),
+                wrong("string_type", "team", kind("team"), json!(1.5)),
+            ]),
+        ),
+    ]
+}
+
+#[tokio::test]
+async fn a_protocol_is_said_in_either_place() {
+    let app = App::new().await;
+    let extra = |protocol: &str| json!({"extra_config": json!({"protocol": protocol}).to_string()});
+    let made = app.post("/challenges", &with(extra("tcp"))).await.is(201).json();
+    assert_eq!(made["protocol"], "tcp");
+    for protocol in ["http", "tcp"] {
+        let changed = app.patch("/challenges/1", &extra(protocol)).await.is(200).json();
+        assert_eq!(changed["protocol"], protocol);
+        assert_eq!(app.patch("/challenges/1", &changed).await.is(200).json(), changed);
+    }
+    // Who says two things at once is asked which.
+    let mut both = extra("tcp");
+    both["protocol"] = json!("http");
+    for body in [both.clone(), json!({"protocol": "http"})] {
+        let answer = app.patch("/challenges/1", &body).await.is(422).json();
+        let message = "extra_config protocol is http outside of it";
+        assert_eq!(problems(&answer), [("extra_config".to_owned(), message.to_owned())]);
+    }
+    both["extra_config"] = extra("http")["extra_config"].clone();
+    assert_eq!(app.patch("/challenges/1", &both).await.is(200).json()["protocol"], "http");
+    // Without that option it stays what it was.
+    app.patch("/challenges/1", &extra("tcp")).await.is(200);
+    let cleared = app.patch("/challenges/1", &json!({"extra_config": null})).await.is(200).json();
+    assert_eq!(cleared["protocol"], "tcp");
 }
 
 #[tokio::test]
@@ -229,9 +293,17 @@ async fn solves_and_locks_are_told_and_taken_back() {
         assert_eq!(listed.as_array().unwrap().len(), 2);
         app.delete(&format!("{path}?user=7")).await.is(204);
         app.delete(&format!("{path}?user=7")).await.details(404, missing);
-        app.delete(&path).await.is(422);
-        for body in [json!({}), json!({"user": ""}), json!({"user": [1]}), json!({"user": 1.5})] {
-            app.post(&path, &body).await.is(422);
+        let one_of = "one of user and team must say who it is";
+        for (query, kind) in
+            [("", "missing"), ("?user=", "missing"), ("?user=7&team=red", "value_error")]
+        {
+            let answer = app.delete(&format!("{path}{query}")).await.is(422).json();
+            let expected = json!([{"type": kind, "loc": ["query"], "msg": one_of, "input": null}]);
+            assert_eq!(answer["detail"], expected);
+        }
+        for (body, problems) in wrong_subjects() {
+            let answer = app.post(&path, &body).await.is(422).json();
+            assert_eq!(answer, json!({ "detail": problems }), "{body}");
         }
         app.post(&format!("/challenges/none/{what}"), &json!({"user": 7}))
             .await

@@ -3,7 +3,7 @@
 use axum::http::{Method, Request};
 use serde_json::{Value, json};
 
-use crate::challenges::web100;
+use crate::challenges::{web100, wrong_subjects};
 use crate::harness::{App, KEY, Setup};
 use crate::tokens::{SECRET, Signer};
 
@@ -105,9 +105,18 @@ async fn what_cannot_be_checked_says_so() {
     let missing = app.post(CHECK, &json!({"user": 7})).await.is(422).json();
     let expected = json!([{"type": "missing", "loc": ["body", "flag"], "msg": "flag is required", "input": null}]);
     assert_eq!(missing["detail"], expected);
-    for body in [json!({"flag": "x"}), json!({"user": 7, "flag": 7})] {
-        app.post(CHECK, &body).await.is(422);
+    for (mut body, problems) in wrong_subjects() {
+        body["flag"] = json!("x");
+        let answer = app.post(CHECK, &body).await.is(422).json();
+        assert_eq!(answer, json!({ "detail": problems }), "{body}");
     }
+    // All that is wrong, at once.
+    let answer = app.post(CHECK, &json!({"flag": 7})).await.is(422).json();
+    let expected = json!([
+        {"type": "missing", "loc": ["body"], "msg": "user or team must say who it is", "input": null},
+        {"type": "string_type", "loc": ["body", "flag"], "msg": "flag must be a text", "input": 7},
+    ]);
+    assert_eq!(answer["detail"], expected);
     let derived = json!({"extra_config": "{\"flag\":{}}"});
     let refused = app.patch("/challenges/1", &derived).await.is(422).json();
     let message = refused["detail"][0]["msg"].as_str().unwrap();
