@@ -40,6 +40,8 @@ struct Published {
     url: Url,
     http: reqwest::Client,
     max_age: Duration,
+    /// The least time between two fetches.
+    between: Duration,
     state: RwLock<Option<Fetched>>,
     /// When the last fetch began; held while one is under way.
     fetching: tokio::sync::Mutex<Option<Instant>>,
@@ -83,30 +85,31 @@ impl Keys {
         !self.own.is_empty() || self.published.is_some()
     }
 
-    /// The keys that may have signed a token with this header.
-    pub(super) async fn find(
+    /// The keys known here that may have signed a token with this header.
+    pub(super) fn known(&self, id: Option<&str>, algorithm: Algorithm) -> Vec<Key> {
+        let own = self.own.iter().filter(|key| key.algorithm == algorithm).cloned();
+        let published = self.published.as_ref().and_then(|published| published.keys().ok());
+        own.chain(published.into_iter().flat_map(|keys| signers(&keys, id, algorithm))).collect()
+    }
+
+    /// The same among what the platform publishes by now, where a key of the token's name was not
+    /// known yet: that is for a token which no known key has signed.
+    pub(super) async fn fetched(
         &self,
         id: Option<&str>,
         algorithm: Algorithm,
     ) -> Result<Vec<Key>, NoKeys> {
-        let good = |key: &&Key| key.algorithm == algorithm;
-        let mut found: Vec<Key> = self.own.iter().filter(good).cloned().collect();
-        let Some(published) = &self.published else { return Ok(found) };
-        if found.is_empty() {
-            // A secret is never published, so a token that needs one asks nobody.
-            if algorithm == Algorithm::HS256 {
-                return Ok(found);
-            }
-            let named = |key: &&Key| id.is_none() || key.id.is_none() || key.id.as_deref() == id;
-            let known = published.keys();
-            let pick = |keys: &[Key]| keys.iter().filter(good).filter(named).cloned().collect();
-            found = known.as_ref().map_or_else(|_| Vec::new(), |keys| pick(keys));
-            if found.is_empty() {
-                published.fetch().await;
-                found = pick(&published.keys()?);
-            }
+        // A secret is never published, so a token that needs one asks nobody.
+        let Some(published) = self.published.as_ref().filter(|_| algorithm != Algorithm::HS256)
+        else {
+            return Ok(Vec::new());
+        };
+        let is_known = |keys: Arc<Vec<Key>>| !signers(&keys, id, algorithm).is_empty();
+        if published.keys().is_ok_and(is_known) {
+            return Ok(Vec::new());
         }
-        Ok(found)
+        published.fetch().await;
+        Ok(signers(&published.keys()?, id, algorithm))
     }
 
     /// Fetches published keys again and again, until it is aborted.
@@ -115,7 +118,7 @@ impl Keys {
         loop {
             published.fetch().await;
             // While there are none, their coming is waited for.
-            let pause = if published.keys().is_ok() { every } else { BETWEEN_FETCHES };
+            let pause = if published.keys().is_ok() { every } else { published.between };
             tokio::time::sleep(pause).await;
         }
     }
@@ -136,6 +139,8 @@ impl Published {
             url: config.jwks(url)?,
             http,
             max_age: config.jwks_max_age,
+            // Whoever sets a shorter refresh means it.
+            between: BETWEEN_FETCHES.min(config.jwks_refresh),
             state: RwLock::default(),
             fetching: Default::default(),
         })
@@ -152,7 +157,7 @@ impl Published {
         let asked = Instant::now();
         let mut last = self.fetching.lock().await;
         // Somebody has fetched while this one waited, or a moment ago.
-        if last.is_some_and(|last| last >= asked || last.elapsed() < BETWEEN_FETCHES) {
+        if last.is_some_and(|last| last >= asked || last.elapsed() < self.between) {
             return;
         }
         *last = Some(Instant::now());
@@ -188,6 +193,12 @@ impl Published {
         }
         Ok(keys)
     }
+}
+
+/// The published keys that may have signed a token with this header.
+fn signers(keys: &[Key], id: Option<&str>, algorithm: Algorithm) -> Vec<Key> {
+    let named = |key: &Key| id.is_none() || key.id.is_none() || key.id.as_deref() == id;
+    keys.iter().filter(|key| key.algorithm == algorithm && named(key)).cloned().collect()
 }
 
 /// A published key that is for signatures, and of a kind that is verified here. A symmetric one

@@ -124,16 +124,33 @@ impl Tokens {
 
     async fn verify(&self, token: &str) -> Result<Session, Refused> {
         let header = decode_header(token).map_err(|_| Refused::Invalid("unreadable"))?;
-        let keys = self.keys.find(header.kid.as_deref(), header.alg).await;
-        let keys = keys.map_err(|NoKeys| Refused::NoKeys)?;
-        let mut refused = Refused::Invalid("unknown_key");
-        for key in &keys {
+        // What must be understood and is not (RFC 7515, 4.1.11); here nothing of it is.
+        if header.crit.is_some() {
+            return Err(Refused::Invalid("critical"));
+        }
+        let (id, algorithm) = (header.kid.as_deref(), header.alg);
+        let known = self.keys.known(id, algorithm);
+        if let Some(claims) = self.signed(token, &known)? {
+            return self.read(&claims);
+        }
+        let new = self.keys.fetched(id, algorithm).await.map_err(|NoKeys| Refused::NoKeys)?;
+        match self.signed(token, &new)? {
+            Some(claims) => self.read(&claims),
+            None if known.is_empty() && new.is_empty() => Err(Refused::Invalid("unknown_key")),
+            None => Err(Refused::Invalid("signature")),
+        }
+    }
+
+    /// What a token claims; nothing where none of these keys has signed it.
+    fn signed(&self, token: &str, keys: &[Key]) -> Result<Option<Map<String, Value>>, Refused> {
+        for key in keys {
             match self.claims(token, key) {
-                Ok(claims) => return self.read(&claims),
-                Err(reason) => refused = Refused::Invalid(reason),
+                Ok(claims) => return Ok(Some(claims)),
+                Err("signature") => {}
+                Err(reason) => return Err(Refused::Invalid(reason)),
             }
         }
-        Err(refused)
+        Ok(None)
     }
 
     fn claims(&self, token: &str, key: &Key) -> Result<Map<String, Value>, &'static str> {

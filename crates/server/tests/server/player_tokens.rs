@@ -1,11 +1,16 @@
 //! Whose token is good, by a secret, a public key, or keys that the platform publishes.
 
-use axum::body::Body;
-use axum::http::{Method, Request};
-use serde_json::{Value, json};
-use stackd_server::PlayerConfig;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
-use crate::harness::{App, soon};
+use axum::body::Body;
+use axum::http::{Method, Request, StatusCode};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use stackd_server::{ConfigError, PlayerConfig, ServerConfig};
+
+use crate::harness::{Answer, App, soon};
 use crate::player::*;
 use crate::tokens::{Signer, claims, now};
 
@@ -97,6 +102,9 @@ async fn only_good_tokens_are_let_in() {
         unsigned,
         rsa.raw(&json!({"alg": "None"}), &claims),
         rsa.raw(&json!({"alg": "RS512"}), &claims),
+        // What would have to be understood.
+        rsa.raw(&json!({"alg": "RS256", "crit": ["exp"]}), &claims),
+        rsa.raw(&json!({"alg": "RS256", "crit": []}), &claims),
         // The public key taken for a secret.
         Signer::Hs256(public).raw(&json!({"alg": "HS256"}), &claims),
         Signer::shared().raw(&json!({"alg": "HS256"}), &claims),
@@ -130,72 +138,190 @@ async fn every_kind_of_key_verifies_its_own_algorithm() {
     }
 }
 
-/// A platform that publishes a set of keys, which the test changes.
+/// A platform that publishes a set of keys, which the test changes; none is an error of its own.
 struct Platform {
-    url: String,
-    keys: std::sync::Arc<parking_lot::Mutex<Value>>,
-    asked: std::sync::Arc<std::sync::atomic::AtomicUsize>,
+    base: String,
+    keys: Arc<Mutex<Value>>,
+    asked: Arc<AtomicUsize>,
 }
 
-async fn platform(keys: Value) -> Platform {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    let keys = std::sync::Arc::new(parking_lot::Mutex::new(keys));
-    let asked = std::sync::Arc::new(AtomicUsize::new(0));
-    let (served, count) = (keys.clone(), asked.clone());
-    let router = axum::Router::new().route(
-        "/keys",
-        axum::routing::get(move || {
+impl Platform {
+    async fn start(keys: Value) -> Self {
+        let (keys, asked) = (Arc::new(Mutex::new(keys)), Arc::new(AtomicUsize::new(0)));
+        let (served, count) = (keys.clone(), asked.clone());
+        let publish = axum::routing::get(move || {
             count.fetch_add(1, Ordering::Relaxed);
             let body = served.lock().clone();
             let status = if body.is_null() { 500 } else { 200 };
-            async move { (axum::http::StatusCode::from_u16(status).unwrap(), axum::Json(body)) }
-        }),
-    );
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}/keys", listener.local_addr().unwrap());
-    tokio::spawn(async move { axum::serve(listener, router).await });
-    Platform { url, keys, asked }
+            async move { (StatusCode::from_u16(status).unwrap(), axum::Json(body)) }
+        });
+        let moved = axum::routing::get(|| async { axum::response::Redirect::temporary("/keys") });
+        let router = axum::Router::new().route("/keys", publish).route("/moved", moved);
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        Self { base, keys, asked }
+    }
+
+    fn publish(&self, keys: &[Value]) {
+        *self.keys.lock() = json!({ "keys": keys });
+    }
+
+    fn breaks(&self) {
+        *self.keys.lock() = Value::Null;
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.load(Ordering::Relaxed)
+    }
+
+    /// A server that takes this platform's keys.
+    fn config(&self) -> PlayerConfig {
+        PlayerConfig { jwks_url: Some(format!("{}/keys", self.base)), ..PlayerConfig::default() }
+    }
+}
+
+/// A token that names its key.
+fn named(signer: &Signer, id: &str) -> String {
+    signer.raw(&json!({"alg": signer.algorithm(), "kid": id}), &claims(&json!({"uid": 1})))
+}
+
+async fn get(app: &App, token: &str) -> Answer {
+    ask(app, Method::GET, "/api/stacks", token).await
+}
+
+/// Waits until a token is answered so: keys are fetched at most every few seconds.
+async fn becomes(app: &App, token: &str, status: u16) {
+    soon(async {
+        while get(app, token).await.status != status {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await;
 }
 
 #[tokio::test]
-async fn published_keys_are_rotated_and_fail_closed() {
+async fn published_keys_are_rotated() {
     let directory = tempfile::tempdir().unwrap();
     let (first, _) = Signer::new(directory.path(), "ec");
     let (second, _) = Signer::new(directory.path(), "rsa");
-    let token = |signer: &Signer, id: &str| {
-        signer.raw(&json!({"alg": signer.algorithm(), "kid": id}), &claims(&json!({"uid": 1})))
-    };
-    let platform = platform(Value::Null).await;
-    let player = PlayerConfig { jwks_url: Some(platform.url.clone()), ..PlayerConfig::default() };
-    let app = App::with(setup(player)).await;
-    let get = |token: String| {
-        let app = &app;
-        async move { ask(app, Method::GET, "/api/stacks", &token).await }
-    };
-    get(token(&first, "1")).await.refuses(503, "stack feature disabled");
+    let platform = Platform::start(Value::Null).await;
+    let app = App::with(setup(platform.config())).await;
+    get(&app, &named(&first, "1")).await.refuses(503, "stack feature disabled");
     // A secret in a published set is everybody's.
     let oct = Signer::shared();
-    *platform.keys.lock() = json!({"keys": [first.jwk("1"), oct.jwk("0")]});
-    soon(async {
-        while get(token(&first, "1")).await.status != 200 {
-            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-        }
-    })
-    .await;
-    get(token(&oct, "0")).await.refuses(401, "invalid token");
-    get(token(&first, "2")).await.refuses(401, "invalid token");
+    platform.publish(&[first.jwk("1"), oct.jwk("0")]);
+    becomes(&app, &named(&first, "1"), 200).await;
+    get(&app, &named(&oct, "0")).await.refuses(401, "invalid token");
+    get(&app, &named(&first, "2")).await.refuses(401, "invalid token");
     // A new key is found by the first token that names it, without asking for each.
-    *platform.keys.lock() = json!({"keys": [second.jwk("2")]});
-    soon(async {
-        while get(token(&second, "2")).await.status != 200 {
-            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-        }
-    })
-    .await;
-    get(token(&first, "1")).await.refuses(401, "invalid token");
-    let before = platform.asked.load(std::sync::atomic::Ordering::Relaxed);
+    platform.publish(&[second.jwk("2")]);
+    becomes(&app, &named(&second, "2"), 200).await;
+    get(&app, &named(&first, "1")).await.refuses(401, "invalid token");
+    let before = platform.asked();
     for n in 0..50 {
-        get(token(&first, &n.to_string())).await.refuses(401, "invalid token");
+        get(&app, &named(&first, &n.to_string())).await.refuses(401, "invalid token");
     }
-    assert!(platform.asked.load(std::sync::atomic::Ordering::Relaxed) <= before + 1);
+    assert!(platform.asked() <= before + 1);
+}
+
+#[tokio::test]
+async fn no_token_is_good_once_published_keys_are_too_old() {
+    let directory = tempfile::tempdir().unwrap();
+    let (signer, _) = Signer::new(directory.path(), "ed");
+    let platform = Platform::start(json!({"keys": [signer.jwk("1")]})).await;
+    let age = Duration::from_secs(1);
+    let player = PlayerConfig { jwks_refresh: age, jwks_max_age: age, ..platform.config() };
+    let app = App::with(setup(player)).await;
+    becomes(&app, &named(&signer, "1"), 200).await;
+    platform.breaks();
+    becomes(&app, &named(&signer, "1"), 503).await;
+    get(&app, &named(&signer, "1")).await.refuses(503, "stack feature disabled");
+    platform.publish(&[signer.jwk("1")]);
+    becomes(&app, &named(&signer, "1"), 200).await;
+}
+
+#[tokio::test]
+async fn a_published_key_counts_beside_ones_own() {
+    let directory = tempfile::tempdir().unwrap();
+    let (own, pem) = Signer::new(directory.path(), "ec");
+    let (published, _) = Signer::new(directory.path(), "ec");
+    let (stranger, _) = Signer::new(directory.path(), "ec");
+    let platform = Platform::start(json!({"keys": [published.jwk("1")]})).await;
+    let player = PlayerConfig { jwt_public_key: Some(pem), ..platform.config() };
+    let app = App::with(setup(player)).await;
+    becomes(&app, &named(&published, "1"), 200).await;
+    get(&app, &own.token(&json!({"uid": 1}))).await.is(200);
+    get(&app, &named(&own, "own")).await.is(200);
+    for token in [named(&stranger, "1"), stranger.token(&json!({"uid": 1}))] {
+        get(&app, &token).await.refuses(401, "invalid token");
+    }
+    let expired = json!({"uid": 1, "exp": now() - 1});
+    get(&app, &own.token(&expired)).await.refuses(401, "invalid token");
+    get(&app, &published.token(&expired)).await.refuses(401, "invalid token");
+    // A token of one's own key needs no platform.
+    platform.breaks();
+    let before = platform.asked();
+    get(&app, &own.token(&json!({"uid": 1}))).await.is(200);
+    assert_eq!(platform.asked(), before);
+}
+
+#[tokio::test]
+async fn only_published_keys_that_sign_are_taken() {
+    let directory = tempfile::tempdir().unwrap();
+    let signers = ["rsa", "ec", "ed"].map(|kind| Signer::new(directory.path(), kind).0);
+    let jwk = |signer: &Signer, more: &[(&str, &str)]| {
+        let mut jwk = signer.jwk(signer.algorithm());
+        for (name, value) in more {
+            jwk[*name] = json!(value);
+        }
+        jwk
+    };
+    for (more, status) in [
+        (&[][..], 200),
+        (&[("use", "sig")], 200),
+        (&[("use", "enc")], 401),
+        (&[("alg", "ES384")], 401),
+        (&[("alg", "RSA-OAEP")], 401),
+    ] {
+        // A key that is taken beside it: a set without any is an error.
+        let (other, _) = Signer::new(directory.path(), "ec");
+        let mut keys = vec![other.jwk("other")];
+        keys.extend(signers.iter().map(|signer| jwk(signer, more)));
+        let platform = Platform::start(json!({ "keys": keys })).await;
+        let app = App::with(setup(platform.config())).await;
+        becomes(&app, &named(&other, "other"), 200).await;
+        for signer in &signers {
+            let answer = get(&app, &named(signer, signer.algorithm())).await;
+            assert_eq!(answer.status, status, "{} {more:?}", signer.algorithm());
+        }
+    }
+}
+
+#[tokio::test]
+async fn keys_come_from_where_the_setting_says() {
+    let directory = tempfile::tempdir().unwrap();
+    let (signer, _) = Signer::new(directory.path(), "ec");
+    let platform = Platform::start(json!({"keys": [signer.jwk("1")]})).await;
+    let jwks_url = Some(format!("{}/moved", platform.base));
+    let app = App::with(setup(PlayerConfig { jwks_url, ..PlayerConfig::default() })).await;
+    get(&app, &named(&signer, "1")).await.refuses(503, "stack feature disabled");
+    assert_eq!(platform.asked(), 0);
+    let check = |url: &str| {
+        let player = PlayerConfig { jwks_url: Some(url.to_owned()), ..PlayerConfig::default() };
+        ServerConfig { player, ..ServerConfig::default() }.check()
+    };
+    for good in ["https://ctf.example/keys", "http://localhost:8000/keys", "http://[::1]/keys"] {
+        assert_eq!(check(good), Ok(()), "{good}");
+    }
+    for bad in [
+        "http://ctf.example/keys",
+        "http://192.0.2.1/keys",
+        "http://127.0.0.1.ctf.example/keys",
+        "file:///keys",
+        "keys",
+    ] {
+        let Err(ConfigError::Player(why)) = check(bad) else { panic!("{bad}") };
+        assert!(why.starts_with("jwks_url"), "{bad}: {why}");
+    }
 }
