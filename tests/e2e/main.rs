@@ -22,6 +22,7 @@ mod isolation;
 mod leftovers;
 mod play;
 mod play_crash;
+mod play_replicas;
 mod ports;
 mod replicas;
 mod server;

@@ -124,10 +124,19 @@ pub(crate) async fn method_not_allowed(uri: Uri) -> Fault {
 
 /// A handler broke; the caller gets an answer all the same.
 pub(crate) fn panicked(payload: Box<dyn Any + Send>) -> Response {
+    broken(&*payload, |fault| fault)
+}
+
+/// The same in the form `{"detail": "<text>"}`.
+pub(crate) fn panicked_in_detail(payload: Box<dyn Any + Send>) -> Response {
+    broken(&*payload, Fault::into_detail)
+}
+
+fn broken(payload: &(dyn Any + Send), form: fn(Fault) -> Fault) -> Response {
     let text = payload.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| payload.downcast_ref::<&str>().copied());
     let text = format!("panic: {}", text.unwrap_or("of an unknown kind"));
-    let mut response = Fault::internal(&text).into_response();
+    let mut response = form(Fault::internal(&text)).into_response();
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     response
 }
@@ -135,6 +144,30 @@ pub(crate) fn panicked(payload: Box<dyn Any + Send>) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn what_breaks_is_told_in_the_form_of_its_dialect() {
+        use axum::body::{Body, to_bytes};
+        use tower::ServiceExt;
+        use tower_http::catch_panic::CatchPanicLayer;
+
+        async fn breaks() -> StatusCode {
+            panic!("hush")
+        }
+        type Broken = fn(Box<dyn Any + Send>) -> Response;
+        for (broken, expected) in [
+            (panicked as Broken, r#"{"error":"internal server error"}"#),
+            (panicked_in_detail, r#"{"detail":"internal server error"}"#),
+        ] {
+            let router: axum::Router = axum::Router::new().route("/", axum::routing::get(breaks));
+            let router = router.layer(CatchPanicLayer::custom(broken));
+            let request = Request::new(Body::empty());
+            let answer = router.oneshot(request).await.unwrap();
+            assert_eq!(answer.status(), StatusCode::INTERNAL_SERVER_ERROR);
+            let body = to_bytes(answer.into_body(), 1000).await.unwrap();
+            assert_eq!(body, expected);
+        }
+    }
 
     #[test]
     fn a_sane_request_id_is_taken_over() {

@@ -53,8 +53,9 @@ pub fn router(state: ServerState) -> Result<Router, ConfigError> {
     let challenges = challenges
         .route_layer(from_fn_with_state(replicated.clone(), replicas::forward))
         .route_layer(from_fn_with_state(state.clone(), challenges::require_key))
-        .route_layer(from_fn_with_state(replicated, replicas::in_step));
-    let replicated = (state.clone(), replicas::PLAIN);
+        .route_layer(from_fn_with_state(replicated, replicas::in_step))
+        .route_layer(CatchPanicLayer::custom(layers::panicked_in_detail));
+    let replicated = (state.clone(), replicas::PLAYER);
     let player = player
         .route_layer(from_fn_with_state(replicated.clone(), replicas::forward))
         .route_layer(from_fn_with_state(state.clone(), player::require_token))

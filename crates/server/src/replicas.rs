@@ -26,7 +26,7 @@ use tokio::time::Instant;
 use crate::ServerState;
 use crate::config::ServerConfig;
 use crate::fault::Fault;
-use crate::pinned;
+use crate::{pinned, player};
 
 /// How long a request waits for a leader and its answer, in all: callers give up after 5 s.
 const PATIENCE: Duration = Duration::from_millis(4500);
@@ -43,13 +43,17 @@ const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 /// The route whose POST the engine makes once for each `Idempotency-Key`.
 const CREATE: &str = "/stacks";
+/// The route whose POST gives the stack there is: a player has one of each challenge.
+const PLAYER_CREATE: &str = "/api/challenges/{id}/stack";
 
-/// How a dialect puts a refusal.
-type Form = fn(Fault) -> Fault;
+/// How a dialect puts a refusal, which is always 503 here.
+pub(crate) type Form = fn(Fault) -> Fault;
 /// As `error`.
 pub(crate) const PLAIN: Form = |fault| fault;
 /// As `detail`.
 pub(crate) const DETAIL: Form = Fault::into_detail;
+/// In the one text that players' clients know.
+pub(crate) const PLAYER: Form = player::unavailable_form;
 
 /// Lets a request in when this replica shows at least what was acknowledged before it came, by
 /// whichever replica: also a revoked key.
@@ -182,7 +186,7 @@ impl Passing {
         let keyed = creates && headers.contains_key(IDEMPOTENCY_KEY);
         let target = parts.uri.path_and_query().map_or("/", |target| target.as_str()).to_owned();
         Self {
-            repeatable: keyed || parts.method != Method::POST,
+            repeatable: keyed || parts.method != Method::POST || route == Some(PLAYER_CREATE),
             method: parts.method.clone(),
             target,
             headers,

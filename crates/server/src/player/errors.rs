@@ -73,6 +73,11 @@ pub(super) fn unavailable(why: &dyn std::fmt::Display) -> Fault {
     Fault::unavailable("stack provisioner unavailable")
 }
 
+/// Why nothing can be done now, whatever the reason, in the document's words.
+pub(crate) fn unavailable_form(fault: Fault) -> Fault {
+    unavailable(&fault.text)
+}
+
 fn too_many(limit: u32, reset_seconds: u64) -> Fault {
     let text = "too many submissions";
     let header = |name, value: u64| (HeaderName::from_static(name), HeaderValue::from(value));

@@ -18,7 +18,7 @@ use utoipa_axum::routes;
 use crate::ServerState;
 
 pub use config::{OwnerKind, PlayerConfig};
-pub(crate) use errors::PlayerErrorBody;
+pub(crate) use errors::{PlayerErrorBody, unavailable_form};
 pub(crate) use page::{__path_play, play, routes as page_routes};
 pub(crate) use token::{Tokens, require_token};
 

@@ -3,12 +3,15 @@
 
 use std::time::Duration;
 
+use axum::http::Method;
 use serde_json::json;
 use stackd_store::StoreConfig;
 use stackd_testkit::postgres::Postgres;
 use stackd_testkit::small_disk::SmallDisk;
 
+use crate::challenges::web100;
 use crate::harness::{App, Setup, body, id, soon};
+use crate::player::{self, STACK, ask, user};
 
 /// A create is refused with 503 and a reason, and does not hang. (The store's own tests bound it.)
 async fn is_refused(app: &App) {
@@ -94,14 +97,58 @@ async fn a_full_disk() {
     app.delete(&format!("/stacks/{}", stacks[1])).await.is(200);
 }
 
+/// What players ask for is refused in the one text that their document has for it.
+async fn is_refused_to_players(app: &App, known: &str) {
+    for (method, path, token) in [
+        (Method::POST, STACK, user("8")),
+        (Method::DELETE, STACK, known.to_owned()),
+        (Method::POST, "/api/challenges/12/stack/renew", known.to_owned()),
+    ] {
+        let refused = soon(ask(app, method, path, &token)).await;
+        assert_eq!(refused.header("retry-after"), Some("1"), "{path}");
+        refused.refuses(503, "stack provisioner unavailable");
+    }
+}
+
+/// The catalogue says why it cannot be written, in its own form.
+async fn is_refused_to_organisers(app: &App) {
+    let mut other = web100();
+    other["id"] = json!("other");
+    let who = json!({"user": 9});
+    for (method, path, body) in [
+        (Method::POST, "/challenges", other),
+        (Method::PATCH, "/challenges/12", json!({"enabled": false})),
+        (Method::DELETE, "/challenges/12", json!({})),
+        (Method::DELETE, "/challenges/12?destroy=true", json!({})),
+        (Method::POST, "/challenges/12/solves", who.clone()),
+        (Method::POST, "/challenges/12/locks", who),
+        (Method::DELETE, "/challenges/12/locks?user=6", json!({})),
+    ] {
+        let refused = soon(app.send(method.clone(), path, &[], body.to_string())).await.is(503);
+        assert_eq!(refused.header("retry-after"), Some("1"), "{method} {path}");
+        let body = refused.json();
+        let text = body["detail"].as_str().unwrap();
+        assert!(text.starts_with("storage unavailable: "), "{method} {path}: {text}");
+        assert_eq!(body, json!({ "detail": text }));
+    }
+}
+
 #[tokio::test]
 async fn a_database_that_is_away() {
     let postgres = Postgres::start();
     let database = Some(StoreConfig::Postgres { url: postgres.database() });
-    let app = App::with(Setup { database, ..Setup::default() }).await;
+    let app = player::with(Setup { database, ..player::setup(player::by_secret()) }).await;
     let (one, two) = (app.running().await, app.running().await);
+    let known = user("7");
+    let played = ask(&app, Method::POST, STACK, &known).await.is(201).json();
+    app.get(&format!("/stacks/{}?wait=running", id(&played))).await.is(200);
+    app.post("/challenges/12/locks", &json!({"user": 6})).await.is(201);
+    let (challenge, locks) =
+        (app.get("/challenges/12").await.json(), app.get("/challenges/12/locks").await.json());
     postgres.stop();
     is_refused(&app).await;
+    is_refused_to_players(&app, &known).await;
+    is_refused_to_organisers(&app).await;
     let path = format!("/stacks/{two}");
     let delete = app.delete(&path);
     soon(delete).await.is(503);
@@ -109,7 +156,15 @@ async fn a_database_that_is_away() {
     is_read(&app, &one).await;
     // Its own way: the delete was refused, so the stack is still there.
     app.get(&format!("/stacks/{two}")).await.is(200);
+    let still = ask(&app, Method::GET, STACK, &known).await.is(200).json();
+    assert_eq!((&still["stack_id"], &still["status"]), (&played["stack_id"], &json!("running")));
+    assert_eq!(app.get("/challenges").await.json(), json!([challenge]));
+    assert_eq!(app.get("/challenges/12/locks").await.json(), locks);
+    assert_eq!(app.get("/challenges/12/solves").await.json(), json!([]));
     postgres.start_again();
-    recovers(&app, 2).await;
+    recovers(&app, 3).await;
+    // A refused create has used up nothing.
+    ask(&app, Method::POST, STACK, &user("8")).await.is(201);
+    ask(&app, Method::DELETE, STACK, &known).await.is(200);
     app.delete(&format!("/stacks/{two}")).await.is(200);
 }
