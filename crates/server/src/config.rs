@@ -63,12 +63,16 @@ pub enum ConfigError {
          listen on 127.0.0.1 or [::1] only"
     )]
     AuthOff(SocketAddr),
-    /// A text is not an origin.
-    #[error(
-        "{0}: {1:?} is not an origin; write it as browsers send it, for example \
-         https://ctf.example.org"
-    )]
-    Origin(&'static str, String),
+    /// A text is not an origin. The last is one.
+    #[error("{setting}: {given:?} is not an origin as browsers send it; write {instead}")]
+    Origin {
+        /// The setting.
+        setting: &'static str,
+        /// What it says.
+        given: String,
+        /// What it should say, or an example.
+        instead: String,
+    },
     /// A setting of the player dialect is wrong.
     #[error("player: {0}")]
     Player(String),
@@ -118,14 +122,19 @@ pub(crate) fn origins(
     setting: &'static str,
     origins: &[String],
 ) -> Result<Vec<HeaderValue>, ConfigError> {
-    let read = |origin: &String| {
-        let bad = || ConfigError::Origin(setting, origin.clone());
-        let (scheme, host) = origin.split_once("://").ok_or_else(bad)?;
-        let plain = |c: char| c.is_ascii_alphanumeric() || ".-:[]".contains(c);
-        if !matches!(scheme, "http" | "https") || host.is_empty() || !host.chars().all(plain) {
-            return Err(bad());
+    let read = |given: &String| {
+        let url = reqwest::Url::parse(given).ok();
+        let url = url.filter(|url| matches!(url.scheme(), "http" | "https"));
+        // In lower case, without the scheme's own port and without a path: nothing else is ever
+        // equal to what a browser sends.
+        let sent = url.map(|url| url.origin().ascii_serialization());
+        if sent.as_ref() == Some(given)
+            && let Ok(value) = HeaderValue::from_str(given)
+        {
+            return Ok(value);
         }
-        HeaderValue::from_str(origin).map_err(|_| bad())
+        let instead = sent.unwrap_or_else(|| "for example https://ctf.example.org".to_owned());
+        Err(ConfigError::Origin { setting, given: given.clone(), instead })
     };
     origins.iter().map(read).collect()
 }
@@ -146,15 +155,29 @@ mod tests {
 
     #[test]
     fn an_origin_is_what_browsers_send() {
-        for bad in ["*", "ctf.example.org", "https://", "https://a.example/", "ftp://a.example"] {
+        const EXAMPLE: &str = "for example https://ctf.example.org";
+        for (bad, instead) in [
+            ("*", EXAMPLE),
+            ("ctf.example.org", EXAMPLE),
+            ("https://", EXAMPLE),
+            ("ftp://a.example", EXAMPLE),
+            ("https://a.example/", "https://a.example"),
+            ("https://a.example:443", "https://a.example"),
+            ("http://a.example:80", "http://a.example"),
+            ("https://A.example", "https://a.example"),
+            ("https://a.example/x?y", "https://a.example"),
+            ("https://user@a.example", "https://a.example"),
+        ] {
             let config = ServerConfig { cors_origins: vec![bad.to_owned()], ..Default::default() };
-            assert_eq!(
-                config.check(),
-                Err(ConfigError::Origin("cors_origins", bad.to_owned())),
-                "{bad}"
-            );
+            let wrong = ConfigError::Origin {
+                setting: "cors_origins",
+                given: bad.to_owned(),
+                instead: instead.to_owned(),
+            };
+            assert_eq!(config.check(), Err(wrong), "{bad}");
         }
-        let good = vec!["http://localhost:5173".to_owned()];
+        let good = ["http://localhost:5173", "https://a.example:80", "http://[::1]:8080"];
+        let good = good.map(str::to_owned).to_vec();
         assert_eq!(ServerConfig { cors_origins: good, ..Default::default() }.check(), Ok(()));
     }
 
