@@ -2,10 +2,13 @@
 
 use axum::body::Body;
 use axum::http::{Method, Request};
-use serde_json::json;
+use futures_util::StreamExt;
+use serde_json::{Value, json};
 use stackd_core::Timestamp;
+use stackd_server::{OwnerKind, PlayerConfig};
 
 use crate::harness::{Answer, App, KEY, Setup};
+use crate::player;
 use crate::tokens::{self, Signer};
 
 /// Routes that anybody may call. Whoever adds one here says why.
@@ -74,7 +77,7 @@ async fn every_route_asks_for_a_good_key() {
             continue;
         }
         if path.starts_with("/api/") {
-            player(&app, &method, &path).await;
+            by_token(&app, &method, &path).await;
             continue;
         }
         if path.starts_with("/challenges") {
@@ -120,8 +123,8 @@ async fn every_route_asks_for_a_good_key() {
     }
 }
 
-/// Players are let in by their tokens and by nothing else; whose stacks they see is theirs.
-async fn player(app: &App, method: &str, path: &str) {
+/// Players are let in by their tokens and by nothing else.
+async fn by_token(app: &App, method: &str, path: &str) {
     let signer = Signer::shared();
     let with = |headers: &[(&str, String)]| {
         let path = path.replace("{id}", "99");
@@ -162,6 +165,51 @@ async fn player(app: &App, method: &str, path: &str) {
     }
     let answer = with(&[("authorization", format!("bEARER {}", signer.token(&json!({"uid": 7}))))]);
     assert_ne!(answer.await.status, 401);
+}
+
+/// Every player's route, asked by somebody else for a challenge of which there is a live stack.
+#[tokio::test]
+async fn no_route_shows_or_touches_the_stack_of_another_owner() {
+    let token = |claims| Signer::shared().token(&claims);
+    let users = [json!({"uid": 7}), json!({"uid": 8, "team": "7"})];
+    let teams = [json!({"uid": 7, "team": "red"}), json!({"uid": 8, "team": "blue"})];
+    for (owner, [own, other]) in [(OwnerKind::User, users), (OwnerKind::Team, teams)] {
+        let app = player::with(player::setup(PlayerConfig { owner, ..player::by_secret() })).await;
+        let (own, other) = (token(own), token(other));
+        let made = player::ask(&app, Method::POST, player::STACK, &own).await.is(201).json();
+        let id = made["stack_id"].as_str().unwrap();
+        app.get(&format!("/stacks/{id}?wait=running")).await.is(200);
+        let stack = || async { player::ask(&app, Method::GET, player::STACK, &own).await.is(200) };
+        let before = stack().await.json();
+        let mut asked = 0;
+        for (method, path) in routes().into_iter().filter(|(_, path)| path.starts_with("/api/")) {
+            let path = path.replace("{id}", "12");
+            let method: Method = method.to_uppercase().parse().unwrap();
+            match (method, path.as_str()) {
+                (Method::GET, "/api/stacks") => {
+                    let listed = player::ask(&app, Method::GET, &path, &other).await.is(200);
+                    assert_eq!(listed.json(), json!([]));
+                }
+                (Method::GET, "/api/challenges/12/stack/events") => {
+                    let state = player::states(&app, &other).await.next().await.unwrap();
+                    assert_eq!((&state["stack"], &state["ended"]), (&Value::Null, &Value::Null));
+                    assert!(!state.to_string().contains(id), "{state}");
+                }
+                (Method::POST, player::STACK) => {
+                    let theirs = player::ask(&app, Method::POST, &path, &other).await.is(201);
+                    assert_ne!(theirs.json()["stack_id"], id);
+                    player::ask(&app, Method::DELETE, &path, &other).await.is(200);
+                }
+                (method, path) => {
+                    let answer = player::ask(&app, method, path, &other).await;
+                    answer.refuses(404, "stack not found");
+                }
+            }
+            assert_eq!(stack().await.json(), before, "{owner:?}: {path}");
+            asked += 1;
+        }
+        assert_eq!(asked, 6, "{owner:?}");
+    }
 }
 
 /// The catalogue tells a missing key from a wrong one, and is shared by two dialects.

@@ -3,6 +3,7 @@
 use axum::body::Body;
 use axum::http::{Method, Request};
 use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use stackd_runtimes::simulated::SimulatedConfig;
@@ -256,6 +257,20 @@ async fn origins_of_the_platform_may_call() {
     assert_eq!(preflight("https://evil.example").await.header("access-control-allow-origin"), None);
 }
 
+/// What a player's page is told of the challenge 12.
+pub(crate) async fn states(app: &App, token: &str) -> BoxStream<'static, Value> {
+    let path = "/api/challenges/12/stack/events";
+    let request = Request::builder().uri(path).header("authorization", format!("Bearer {token}"));
+    let answer = app.router.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+    assert_eq!(answer.headers()["content-type"], "text/event-stream");
+    let states = answer.into_body().into_data_stream().filter_map(|part| async move {
+        let text = String::from_utf8(part.unwrap().to_vec()).unwrap();
+        let data = text.strip_prefix("event: state\ndata: ")?.trim_end().to_owned();
+        Some(serde_json::from_str::<Value>(&data).unwrap())
+    });
+    states.boxed()
+}
+
 #[tokio::test]
 async fn a_page_follows_its_stack() {
     let app = app().await;
@@ -264,18 +279,7 @@ async fn a_page_follows_its_stack() {
     ask(&app, Method::GET, "/api/challenges/99/stack/events", &token)
         .await
         .refuses(404, "challenge not found");
-    let request = Request::builder().uri(path).header("authorization", format!("Bearer {token}"));
-    let answer = app.router.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
-    assert_eq!(answer.headers()["content-type"], "text/event-stream");
-    let mut states = answer
-        .into_body()
-        .into_data_stream()
-        .filter_map(|part| async move {
-            let text = String::from_utf8(part.unwrap().to_vec()).unwrap();
-            let data = text.strip_prefix("event: state\ndata: ")?.trim_end().to_owned();
-            Some(serde_json::from_str::<Value>(&data).unwrap())
-        })
-        .boxed();
+    let mut states = states(&app, &token).await;
     let first = soon(states.next()).await.unwrap();
     assert_eq!((&first["stack"], &first["challenge"]["name"]), (&Value::Null, &json!("Web 100")));
     assert_eq!(first["challenge"]["ttl_seconds"], 7200);
