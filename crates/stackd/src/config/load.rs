@@ -386,6 +386,22 @@ mod tests {
     }
 
     #[test]
+    fn the_rate_of_creates_has_the_names_that_platforms_document() {
+        let documented =
+            || Environment::from([("STACKS_CREATE_MAX", "60"), ("STACKS_CREATE_WINDOW", "1m")]);
+        let players = |environment, file| {
+            load_with(file, environment, &given([])).ok().unwrap().engine.players
+        };
+        let file = "[engine.players]\ncreate_max = 2\ncreate_window = '3s'";
+        for file in [None, Some(file)] {
+            let read = players(documented(), file);
+            assert_eq!((read.create_max, read.create_window), (60, Duration::from_secs(60)));
+        }
+        let seconds = Environment::from([("STACKS_CREATE_WINDOW", "90")]);
+        assert_eq!(players(seconds, None).create_window, Duration::from_secs(90));
+    }
+
+    #[test]
     fn a_mistake_is_named_with_its_place_and_a_hint() {
         let none = Environment::default;
         let refused = text_of(load_with(Some("[engine]\ndefault_tll = 5"), none(), &given([])));

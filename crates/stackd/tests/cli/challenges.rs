@@ -41,6 +41,60 @@ fn a_directory_of_challenges_is_applied_once() {
 }
 
 #[test]
+fn a_protocol_among_further_options_can_be_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("pwn.yaml");
+    let server = Server::start(&[]);
+    let pwn = "id: pwn\nname: Pwn\nimage: pwn:1\nport: 1337\n";
+    for (extra, protocol) in [
+        ("extra_config: {protocol: tcp}\n", "tcp"),
+        ("extra_config: {protocol: http}\n", "http"),
+        ("extra_config: {protocol: tcp, pids_limit: 9}\n", "tcp"),
+        ("", "http"),
+        ("protocol: tcp\nextra_config: {protocol: tcp}\n", "tcp"),
+    ] {
+        std::fs::write(&path, format!("{pwn}{extra}")).unwrap();
+        for unchanged in ["0 unchanged", "1 unchanged"] {
+            let said = server.challenge(&["apply", "-f", path.to_str().unwrap()]);
+            assert_eq!(said.code, 0, "{extra}: {}", said.err);
+            assert!(said.out.trim_end().ends_with(unchanged), "{extra}: {}", said.out);
+        }
+        let shown = server.challenge(&["get", "pwn", "-o", "json"]);
+        let shown: Value = serde_json::from_str(&shown.out).unwrap();
+        assert_eq!(shown[0]["protocol"], protocol, "{extra}");
+    }
+}
+
+#[test]
+fn a_challenge_is_described_by_a_pod_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("pod.yaml");
+    let pod = "kind: Pod\nspec:\n  containers:\n  - name: a\n    image: b:1\n    \
+               ports: [{containerPort: 7}, {containerPort: 53, protocol: UDP}]\n    \
+               resources: {limits: {cpu: 1, memory: 1Gi}}\n";
+    std::fs::write(&path, pod).unwrap();
+    let file = path.to_str().unwrap();
+    let server = Server::start(&[]);
+    assert_eq!(server.challenge(&["create", "web", "--image", "web:1", "--port", "80"]).code, 0);
+    let json = |args: &[&str]| {
+        let said = server.challenge(&[args, &["-o", "json"]].concat());
+        assert_eq!(said.code, 0, "{args:?}: {}", said.err);
+        serde_json::from_str::<Value>(&said.out).unwrap()[0].clone()
+    };
+    let ports = |list: &[(u16, &str)]| -> Value {
+        let port = |(port, protocol): &(u16, &str)| serde_json::json!({"container_port": port, "protocol": protocol});
+        list.iter().map(port).collect()
+    };
+    let edited = json(&["edit", "web", "--pod-file", file]);
+    assert_eq!((&edited["pod_spec"], &edited["image"]), (&pod.into(), &Value::Null));
+    assert_eq!(edited["target_port"], ports(&[(7, "TCP"), (53, "UDP")]));
+    let edited = json(&["edit", "web", "--target-port", "53/udp"]);
+    assert_eq!(edited["target_port"], ports(&[(53, "UDP")]));
+    let made = json(&["create", "pod", "--pod-file", file, "--target-port", "7"]);
+    assert_eq!(made["target_port"], ports(&[(7, "TCP")]));
+}
+
+#[test]
 fn challenges_are_made_shown_warmed_and_removed() {
     let server = Server::start(&[]);
     let made =

@@ -121,7 +121,8 @@ impl File {
         match (self.fields.get(field), field) {
             (Some(value), _) if !value.is_null() => value.clone(),
             (_, "runtime") => json!("docker"),
-            (_, "protocol") => json!("http"),
+            // Clients that know no such field have it among the further options.
+            (_, "protocol") => self.extra("protocol").unwrap_or_else(|| json!("http")),
             (_, "cpu_count") if !by_pod => json!(1),
             (_, "memory_mb") if !by_pod => json!(512),
             (_, "enabled" | "stack_enabled" | "destroy_on_solve") => json!(true),
@@ -135,18 +136,16 @@ impl File {
             let from = current.get(field).cloned().unwrap_or_default();
             let to = self.wanted(field);
             // A number that the file does not say stays as it is.
-            let same = same(field, &from, &to)
-                || field == "number" && to.is_null()
-                || field == "protocol" && !self.fields.contains_key(field) && self.extra_says();
+            let same = same(field, &from, &to) || field == "number" && to.is_null();
             (!same).then_some(Difference { field, from, to })
         };
         KNOWN.into_iter().filter_map(difference).collect()
     }
 
-    /// Whether `protocol` is among the further options.
-    fn extra_says(&self) -> bool {
-        let extra = self.fields.get("extra_config").and_then(Value::as_str).unwrap_or("{}");
-        serde_json::from_str::<Value>(extra).is_ok_and(|extra| extra.get("protocol").is_some())
+    /// One of the further options.
+    fn extra(&self, option: &str) -> Option<Value> {
+        let extra = self.fields.get("extra_config").and_then(Value::as_str)?;
+        serde_json::from_str::<Value>(extra).ok()?.get(option).cloned()
     }
 }
 

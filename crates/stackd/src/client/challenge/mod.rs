@@ -13,6 +13,7 @@ use clap::{Args, Subcommand};
 use reqwest::Method;
 use serde_json::{Map, Value, json};
 
+use super::stack::pod;
 use super::{Api, ServerArgs};
 use crate::config::Environment;
 use crate::exit::{Exit, Failure};
@@ -123,6 +124,13 @@ struct Fields {
     /// The port that it listens on
     #[arg(long)]
     port: Option<u16>,
+    /// A Pod file (YAML or JSON) in place of an image; `-` is standard input
+    #[arg(long, value_name = "FILE")]
+    pod_file: Option<PathBuf>,
+    /// A port of the Pod to publish, as 80, 80/tcp or 53/udp; may be given several times. Of a Pod
+    /// file, all ports of its containers are published where none is given
+    #[arg(long, value_name = "PORT", value_parser = pod::port)]
+    target_port: Vec<pod::Port>,
     /// What players speak with it: http or tcp
     #[arg(long)]
     protocol: Option<String>,
@@ -150,7 +158,7 @@ struct Fields {
 }
 
 impl Fields {
-    fn body(&self) -> Map<String, Value> {
+    fn body(&self) -> anyhow::Result<Map<String, Value>> {
         let mut body = Map::new();
         let mut put = |name: &str, value: Option<Value>| {
             if let Some(value) = value {
@@ -163,6 +171,13 @@ impl Fields {
         put("runtime", text(&self.runtime));
         put("image", text(&self.image));
         put("port", self.port.map(Value::from));
+        let pod_spec = self.pod_file.as_deref().map(pod::read).transpose()?;
+        let target_port = match &pod_spec {
+            Some(yaml) if self.target_port.is_empty() => pod::ports_of(yaml)?,
+            _ => self.target_port.clone(),
+        };
+        put("target_port", (!target_port.is_empty()).then(|| json!(target_port)));
+        put("pod_spec", pod_spec.map(Value::from));
         put("protocol", text(&self.protocol));
         put("cpu_count", self.cpu_count.map(Value::from));
         put("memory_mb", self.memory_mb.map(Value::from));
@@ -173,7 +188,7 @@ impl Fields {
         put("enabled", self.enabled.map(Value::from));
         put("stack_enabled", self.stack_enabled.map(Value::from));
         put("destroy_on_solve", self.destroy_on_solve.map(Value::from));
-        body
+        Ok(body)
     }
 }
 
@@ -193,7 +208,7 @@ pub(crate) async fn run(
                 Some(path) => file::read(path)?.body(),
                 None => Map::from_iter([("id".to_owned(), json!(id))]),
             };
-            body.extend(fields.body());
+            body.extend(fields.body()?);
             body.entry("runtime").or_insert_with(|| json!("docker"));
             if let (None, Some(id)) = (body.get("name"), body.get("id").cloned()) {
                 body.insert("name".to_owned(), id);
@@ -213,7 +228,7 @@ pub(crate) async fn run(
             crate::out::write(show::all(&all, output)?)?;
         }
         ChallengeCommand::Edit { id, fields, output } => {
-            let body = fields.body();
+            let body = fields.body()?;
             if body.is_empty() {
                 return Err(Failure::new(Exit::Usage, "nothing to change is given")
                     .hint("for example --ttl 1h or --enabled false; `stackd challenge edit --help` lists all")

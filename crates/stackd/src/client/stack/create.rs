@@ -1,6 +1,5 @@
 //! `stackd stack create`.
 
-use std::io::Read;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -106,7 +105,7 @@ fn whole_seconds(text: &str) -> Result<Duration, String> {
 fn body(args: &CreateArgs) -> anyhow::Result<Value> {
     let (pod_spec, ports) = match (&args.file, &args.image) {
         (Some(path), _) => {
-            let yaml = read(path)?;
+            let yaml = pod::read(path)?;
             let ports =
                 if args.port.is_empty() { pod::ports_of(&yaml)? } else { args.port.clone() };
             (yaml, ports)
@@ -148,13 +147,4 @@ fn body(args: &CreateArgs) -> anyhow::Result<Value> {
         }
     }
     Ok(body.into())
-}
-
-fn read(path: &std::path::Path) -> anyhow::Result<String> {
-    if path.as_os_str() == "-" {
-        let mut text = String::new();
-        std::io::stdin().read_to_string(&mut text).context("standard input cannot be read")?;
-        return Ok(text);
-    }
-    std::fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))
 }

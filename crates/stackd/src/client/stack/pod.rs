@@ -1,7 +1,10 @@
 //! The request for a stack: from a Pod file, or from an image and what it needs.
 
 use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::Path;
 
+use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use stackd_core::Protocol;
@@ -83,6 +86,16 @@ fn container_name(image: &str) -> String {
         bare.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(40).collect();
     let label = label.trim_matches('-');
     if label.is_empty() { "app".to_owned() } else { label.to_owned() }
+}
+
+/// Reads a Pod file; `-` is standard input.
+pub(crate) fn read(path: &Path) -> anyhow::Result<String> {
+    if path.as_os_str() == "-" {
+        let mut text = String::new();
+        std::io::stdin().read_to_string(&mut text).context("standard input cannot be read")?;
+        return Ok(text);
+    }
+    std::fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))
 }
 
 /// The ports that a Pod file says its containers listen on: what is published unless `--port` says
