@@ -1,8 +1,8 @@
 //! `/play/{challenge}`: the page on which a player starts a challenge.
 //!
-//! The page itself holds nothing of anybody: it is the same for all, and all it shows it asks the
-//! API for, with a token that it keeps in memory. It runs only its own script, so that neither a
-//! challenge's name nor a stack's message could ever run as one.
+//! The page itself holds nothing of anybody, and of a challenge no more than its address said: all
+//! it shows it asks the API for, with a token that it keeps in memory. It runs only its own script,
+//! so that neither a challenge's name nor a stack's message could ever run as one.
 
 use axum::Router;
 use axum::extract::State;
@@ -13,7 +13,7 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use maud::{DOCTYPE, Markup, html};
-use stackd_core::challenge::{Challenge, ChallengeRef};
+use stackd_core::challenge::{ChallengeNumber, ChallengeRef};
 
 use crate::ServerState;
 use crate::fault::Fault;
@@ -54,15 +54,23 @@ async fn asset(PathText(name): PathText) -> Response {
     )
 )]
 pub(crate) async fn play(State(state): State<ServerState>, PathText(name): PathText) -> Response {
-    let named = name.parse::<ChallengeRef>().ok();
-    let challenge = named.and_then(|name| state.engine().challenges().get(&name));
-    let challenge = challenge.filter(|challenge| challenge.definition.enabled);
+    let found = match name.parse() {
+        // Every number has the page, whether there is such a challenge or not, so that nobody
+        // learns anything by counting. With a token the API says what there is.
+        Ok(ChallengeRef::Number(number)) => Some((number, number.to_string())),
+        // Also where it is closed: whoever has a live stack of it must be able to see and stop it.
+        Ok(slug @ ChallengeRef::Id(_)) => {
+            let challenge = state.engine().challenges().get(&slug);
+            challenge.map(|challenge| (challenge.number, challenge.id().to_string()))
+        }
+        Err(()) => None,
+    };
     let origins = &state.config().player.page_origins;
-    let (status, body) = match &challenge {
-        Some(challenge) => (StatusCode::OK, player(challenge, origins)),
+    let (status, body) = match &found {
+        Some((number, name)) => (StatusCode::OK, player(*number, name, origins)),
         None => (StatusCode::NOT_FOUND, missing()),
     };
-    let page = document(&body, challenge.is_some()).into_string();
+    let page = document(&body, found.is_some()).into_string();
     let headers = [
         (CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8")),
         (CONTENT_SECURITY_POLICY, policy(origins)),
@@ -116,14 +124,16 @@ fn missing() -> Markup {
     }
 }
 
-fn player(challenge: &Challenge, origins: &[String]) -> Markup {
+/// The page of this challenge, under the name that its address gave.
+fn player(number: ChallengeNumber, name: &str, origins: &[String]) -> Markup {
     html! {
-        main.card #app data-challenge=(challenge.number) data-origins=(origins.join(" ")) data-state="loading" {
+        main.card #app data-challenge=(number) data-origins=(origins.join(" ")) data-state="loading" {
             p.eyebrow { "Challenge" }
-            h1 #name { (challenge.id()) }
+            h1 #name { (name) }
             p.status {
                 span.dot aria-hidden="true" {}
-                span #status role="status" { "Connecting…" }
+                // The script puts the focus here when what had it is gone.
+                span #status role="status" tabindex="-1" { "Connecting…" }
             }
             p.lead #explain aria-live="polite" {}
             div.bar #progress hidden { div {} }
@@ -147,6 +157,7 @@ fn player(challenge: &Challenge, origins: &[String]) -> Markup {
                 button.quiet #stop type="button" hidden { "Stop" }
             }
             p.note #note {}
+            p.note #told role="status" {}
             noscript { p.problem { "This page needs JavaScript to reach your challenge." } }
         }
         dialog #confirm aria-labelledby="confirm-title" {
@@ -164,7 +175,7 @@ fn player(challenge: &Challenge, origins: &[String]) -> Markup {
                 span.kind {}
                 a.value {}
                 code.value {}
-                button.copy type="button" { "Copy" }
+                button.copy type="button" { span.word { "Copy" } span.unseen {} }
             }
         }
     }

@@ -8,11 +8,11 @@ use stackd_core::Timestamp;
 use stackd_server::{OwnerKind, PlayerConfig};
 
 use crate::harness::{Answer, App, KEY, Setup};
-use crate::player;
+use crate::{player, player_page};
 use crate::tokens::{self, Signer};
 
 /// Routes that anybody may call. Whoever adds one here says why.
-const KEYLESS: [(&str, &str); 7] = [
+const KEYLESS: [(&str, &str); 8] = [
     ("get", "/livez"),                  // asked by supervisors, says nothing
     ("get", "/readyz"),                 // asked by load balancers, says whether, not why
     ("get", "/openapi.json"),           // what everybody may know
@@ -20,6 +20,7 @@ const KEYLESS: [(&str, &str); 7] = [
     ("get", "/docs/{file}"),            // its parts
     ("get", "/schemas/challenge.json"), // what everybody may know, for editors
     ("get", "/play/{challenge}"), // the same for everybody; what it shows it asks with a token
+    ("get", "/play/assets/play.js"), // its parts
 ];
 
 /// Without a key on a loopback listener only; see the tests of connections.
@@ -191,7 +192,7 @@ async fn no_route_shows_or_touches_the_stack_of_another_owner() {
                     assert_eq!(listed.json(), json!([]));
                 }
                 (Method::GET, "/api/challenges/12/stack/events") => {
-                    let state = player::states(&app, &other).await.next().await.unwrap();
+                    let state = player_page::follow(&app, &other).await.next().await.unwrap();
                     assert_eq!((&state["stack"], &state["ended"]), (&Value::Null, &Value::Null));
                     assert!(!state.to_string().contains(id), "{state}");
                 }

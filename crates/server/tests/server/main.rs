@@ -15,6 +15,7 @@ mod harness;
 mod meters;
 mod openapi;
 mod player;
+mod player_page;
 mod player_tokens;
 mod shared;
 mod streams;

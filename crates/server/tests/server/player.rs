@@ -2,17 +2,13 @@
 
 use axum::body::Body;
 use axum::http::{Method, Request};
-use futures_util::StreamExt;
-use futures_util::stream::BoxStream;
-use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use stackd_runtimes::simulated::SimulatedConfig;
 use stackd_server::{OwnerKind, PlayerConfig};
-use tower::ServiceExt;
 
 use crate::challenges::web100;
-use crate::harness::{Answer, App, Setup, soon};
-use crate::tokens::{SECRET, Signer, now};
+use crate::harness::{Answer, App, Setup};
+use crate::tokens::{SECRET, Signer};
 
 pub(crate) const STACK: &str = "/api/challenges/12/stack";
 
@@ -255,87 +251,4 @@ async fn origins_of_the_platform_may_call() {
     assert_eq!(allowed.header("access-control-allow-origin"), Some("https://ctf.example"));
     assert!(allowed.header("access-control-allow-headers").unwrap().contains("authorization"));
     assert_eq!(preflight("https://evil.example").await.header("access-control-allow-origin"), None);
-}
-
-/// What a player's page is told of the challenge 12.
-pub(crate) async fn states(app: &App, token: &str) -> BoxStream<'static, Value> {
-    let path = "/api/challenges/12/stack/events";
-    let request = Request::builder().uri(path).header("authorization", format!("Bearer {token}"));
-    let answer = app.router.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
-    assert_eq!(answer.headers()["content-type"], "text/event-stream");
-    let states = answer.into_body().into_data_stream().filter_map(|part| async move {
-        let text = String::from_utf8(part.unwrap().to_vec()).unwrap();
-        let data = text.strip_prefix("event: state\ndata: ")?.trim_end().to_owned();
-        Some(serde_json::from_str::<Value>(&data).unwrap())
-    });
-    states.boxed()
-}
-
-#[tokio::test]
-async fn a_page_follows_its_stack() {
-    let app = app().await;
-    let token = user("7");
-    let path = "/api/challenges/12/stack/events";
-    ask(&app, Method::GET, "/api/challenges/99/stack/events", &token)
-        .await
-        .refuses(404, "challenge not found");
-    let mut states = states(&app, &token).await;
-    let first = soon(states.next()).await.unwrap();
-    assert_eq!((&first["stack"], &first["challenge"]["name"]), (&Value::Null, &json!("Web 100")));
-    assert_eq!(first["challenge"]["ttl_seconds"], 7200);
-    ask(&app, Method::POST, STACK, &token).await.is(201);
-    soon(async { while states.next().await.unwrap()["stack"]["status"] != "running" {} }).await;
-    app.post("/challenges/12/solves", &json!({"user": 7})).await.is(201);
-    soon(async {
-        loop {
-            let state = states.next().await.unwrap();
-            if state["solved"] == true && state["stack"].is_null() {
-                break;
-            }
-        }
-    })
-    .await;
-    // It ends with the token.
-    let short = Signer::shared().token(&json!({"uid": 7, "exp": now() + 1}));
-    let request = Request::builder().uri(path).header("authorization", format!("Bearer {short}"));
-    let answer = app.router.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
-    soon(answer.into_body().collect()).await.unwrap();
-}
-
-#[tokio::test]
-async fn the_page_runs_only_its_own_script() {
-    let mut setup = setup(by_secret());
-    setup.server.player.page_origins = vec!["https://ctf.example".to_owned()];
-    let app = with(setup).await;
-    for path in ["/play/web100", "/play/12"] {
-        let page = app.raw(Request::get(path).body(Body::empty()).unwrap()).await.is(200);
-        let policy = page.header("content-security-policy").unwrap();
-        assert!(
-            policy.contains("default-src 'none'; script-src 'self'; style-src 'self'"),
-            "{policy}"
-        );
-        assert!(
-            policy.ends_with("frame-ancestors https://ctf.example") && !policy.contains("unsafe")
-        );
-        assert_eq!(page.header("referrer-policy"), Some("no-referrer"));
-        assert!(page.text.contains("data-challenge=\"12\""));
-        for inline in ["onclick", "style=", "javascript:", "<style", "Web 100"] {
-            assert!(!page.text.contains(inline), "{inline}");
-        }
-        let scripts: Vec<_> = page.text.match_indices("<script").collect();
-        assert_eq!(scripts.len(), 1);
-        assert!(page.text.contains("<script src=\"/play/assets/play.js\" defer></script>"));
-    }
-    for asset in ["/play/assets/play.js", "/play/assets/play.css"] {
-        app.raw(Request::get(asset).body(Body::empty()).unwrap()).await.is(200);
-    }
-    app.raw(Request::get("/play/assets/none.js").body(Body::empty()).unwrap()).await.is(404);
-    let missing =
-        app.raw(Request::get("/play/%3Cscript%3E").body(Body::empty()).unwrap()).await.is(404);
-    assert!(
-        missing.text.contains("There is no such challenge") && !missing.text.contains("<script")
-    );
-    let plain =
-        self::app().await.raw(Request::get("/play/web100").body(Body::empty()).unwrap()).await;
-    assert!(plain.header("content-security-policy").unwrap().ends_with("frame-ancestors 'none'"));
 }
