@@ -11,17 +11,23 @@
   const origins = app.dataset.origins.split(" ").filter(Boolean);
 
   let token = null;
+  let refused = null; // The last token that was not good.
+  let asking = 0; // The timer of the next question to the platform.
+  let patience = 0; // How long until that question, in milliseconds.
   let following = null; // The AbortController of the stream.
   let seen = null; // What the server said last.
   let skew = 0; // The server's clock less this one's, in milliseconds.
+  let protocol = null; // What the stack speaks, as far as it was said.
+  let calling = false;
   let shownAddresses = "";
-  let announced = Infinity;
 
   // ---- the token
 
   function take(value) {
-    if (typeof value !== "string" || value === "" || value === token) return;
+    // A platform whose own session is over has none but the refused one, and gives it every time.
+    if (typeof value !== "string" || value === "" || value === token || value === refused) return;
     token = value;
+    clearTimeout(asking);
     say("");
     follow();
   }
@@ -33,12 +39,18 @@
     take(given);
   }
 
-  function askParent() {
+  // Asks the platform's page for a token, at once and then ever less often, until one is good.
+  function ask() {
     if (window.parent === window) return;
-    for (const origin of origins) {
-      // It is delivered only where the parent is of that origin.
-      window.parent.postMessage({ type: "stackd:token-needed" }, origin);
-    }
+    clearTimeout(asking);
+    asking = setTimeout(() => {
+      for (const origin of origins) {
+        // It is delivered only where the parent is of that origin.
+        window.parent.postMessage({ type: "stackd:token-needed" }, origin);
+      }
+      ask();
+    }, patience);
+    patience = Math.min(Math.max(patience * 2, 1000), 60000);
   }
 
   window.addEventListener("message", (event) => {
@@ -47,32 +59,46 @@
   });
   window.addEventListener("hashchange", fromFragment);
 
-  function signedOut(why) {
+  const bearer = (used) => ({ Authorization: `Bearer ${used}` });
+
+  // The server has not taken this token.
+  function refuse(used) {
+    if (used !== token) return; // There is a newer one.
+    refused = token;
     token = null;
     seen = null;
-    if (following) following.abort();
-    show("signed-out", "Not signed in", why);
-    askParent();
+    following?.abort();
+    show("signed-out", "Not signed in", OVER);
+    ask();
   }
 
   // ---- what the server says
 
+  // A browser has few connections to one server, and a page that nobody sees needs none.
+  document.addEventListener("visibilitychange", () => {
+    if (document.hidden) following?.abort();
+    else if (token) follow();
+  });
+
   async function follow() {
-    if (following) following.abort();
+    following?.abort();
+    if (document.hidden) return;
     const mine = new AbortController();
     following = mine;
     let pause = 500;
-    while (!mine.signal.aborted && token) {
+    const used = token;
+    while (!mine.signal.aborted) {
       try {
         const answer = await fetch(`${path}/events`, {
-          headers: { Authorization: `Bearer ${token}` },
+          headers: bearer(used),
           signal: mine.signal,
           cache: "no-store",
         });
-        if (answer.status === 401) return signedOut(OVER);
-        if (answer.status === 404) return show("failed", "Closed", "This challenge is not open.");
+        if (answer.status === 401) return refuse(used);
+        if (answer.status === 404) return show("failed", "Closed", CLOSED);
         if (!answer.ok) throw new Error(String(answer.status));
         pause = 500;
+        patience = 0;
         for await (const state of states(answer.body)) {
           if (mine.signal.aborted) return;
           seen = state;
@@ -81,7 +107,7 @@
         }
       } catch (error) {
         if (mine.signal.aborted) return;
-        show("loading", "Reconnecting…", "The server does not answer; trying again.");
+        show("loading", "Reconnecting…", "The server does not answer. Trying again.");
       }
       await new Promise((resolve) => setTimeout(resolve, pause));
       pause = Math.min(pause * 2, 10000);
@@ -107,26 +133,31 @@
   // ---- what the player does
 
   const OVER = "Your session on the platform has ended. Open the challenge there again.";
+  const CLOSED = "This challenge is not open.";
   const WORDS = {
+    "challenge not found": CLOSED,
     "stack limit reached": "You have as many stacks as you may. Stop another one first.",
     "challenge already solved": "You have solved this challenge already.",
     "challenge locked": "This challenge is locked for you.",
     "stack not enabled for challenge": "This challenge has no stack to start.",
     "stack provisioner unavailable": "There is no room right now. Try again in a moment.",
+    "stack feature disabled": "Nothing can be started here at the moment.",
     "stack cannot be extended": "It cannot be extended any further now.",
     "stack not found": "It is gone already.",
   };
 
-  async function call(method, to, button) {
-    if (!token) return signedOut(OVER);
-    const buttons = [$("start"), $("extend"), $("stop")];
-    for (const each of buttons) each.disabled = true;
+  async function call(method, to, done = () => {}) {
+    // The buttons stay as they are: one that is disabled would lose the focus.
+    if (calling || !token) return;
+    const used = token;
+    busy(true);
     say("");
+    tell("");
     try {
-      const answer = await fetch(to, { method, headers: { Authorization: `Bearer ${token}` } });
-      if (answer.status === 401) return signedOut(OVER);
-      if (answer.ok) return;
+      const answer = await fetch(to, { method, headers: bearer(used) });
+      if (answer.status === 401) return refuse(used);
       const body = await answer.json().catch(() => ({}));
+      if (answer.ok) return done(body);
       if (body.rate_limit) {
         const wait = body.rate_limit.reset_seconds;
         say(`You have just started one. Try again in ${wait} second${wait === 1 ? "" : "s"}.`);
@@ -136,19 +167,25 @@
     } catch {
       say("The server cannot be reached. Try again.");
     } finally {
-      for (const each of buttons) each.disabled = false;
-      if (button && !button.hidden) button.focus();
+      busy(false);
     }
   }
 
-  $("start").addEventListener("click", () => call("POST", path, $("start")));
-  $("extend").addEventListener("click", () => call("POST", `${path}/renew`, $("extend")));
-  $("stop").addEventListener("click", () => $("confirm").showModal());
+  function busy(now) {
+    calling = now;
+    for (const id of ["start", "extend", "stop"]) $(id).setAttribute("aria-disabled", now);
+  }
+
+  const extended = (stack) => tell(`Extended until ${time(stack.ttl_expires_at)}.`);
+
+  $("start").addEventListener("click", () => call("POST", path));
+  $("extend").addEventListener("click", () => call("POST", `${path}/renew`, extended));
+  $("stop").addEventListener("click", () => { if (!calling) $("confirm").showModal(); });
   $("confirm").addEventListener("close", () => {
     const stop = $("confirm").returnValue === "stop";
     $("confirm").returnValue = "";
-    if (stop) call("DELETE", path, $("start"));
-    else $("stop").focus();
+    keepFocus($("stop"));
+    if (stop) call("DELETE", path);
   });
 
   // ---- what the player sees
@@ -158,12 +195,35 @@
     $("problem").hidden = problem === "";
   }
 
+  // What was done, in passing.
+  function tell(news) {
+    $("told").textContent = news;
+  }
+
   function text(id, value) {
     // A live region is read aloud when it is written, so only what is new is written.
     if ($(id).textContent !== value) $(id).textContent = value;
   }
 
+  // Gives the focus to what had it, or where that is gone to what comes next: else a player at the
+  // keyboard would begin at the top of the page.
+  function keepFocus(had) {
+    const next = [had, $("stop"), $("start"), $("status")];
+    next.find((each) => each.isConnected && !each.closest("[hidden]")).focus();
+  }
+
+  // The server's messages are parts of sentences.
+  function sentence(message) {
+    return message ? `${message[0].toUpperCase()}${message.slice(1)}.` : "";
+  }
+
   function show(state, status, explain, parts = {}) {
+    const had = app.contains(document.activeElement) ? document.activeElement : null;
+    if (state !== app.dataset.state) {
+      // They were about what is over.
+      say("");
+      tell("");
+    }
     app.dataset.state = state;
     text("status", status);
     text("explain", explain);
@@ -178,6 +238,8 @@
       shownAddresses = "";
       $("addresses").replaceChildren();
     }
+    if (!parts.stop && $("confirm").open) $("confirm").close();
+    else if (had) keepFocus(had);
   }
 
   function draw() {
@@ -185,25 +247,25 @@
     if (challenge) {
       text("name", challenge.name);
       document.title = challenge.name;
+      protocol = challenge.protocol;
     }
     if (stack) {
-      const parts = { stop: true, clock: true, extend: extendable() };
+      const note = solved ? "You have solved this challenge." : "";
+      const parts = { stop: true, clock: true, note };
       if (stack.status === "running") {
-        addresses(stack, challenge ? challenge.protocol : "http");
-        return show("running", "Running", stack.message || "", { ...parts, reach: true }), tick();
-      }
-      if (queue) {
+        addresses(stack);
+        show("running", "Running", notice(), { ...parts, reach: true, extend: extendable() });
+      } else if (queue) {
         const explain = `Place ${queue.place} of ${queue.length} in the queue.`;
         show("queued", "Waiting for its turn", explain, { ...parts, busy: true });
       } else {
-        show("creating", "Starting…", stack.message || "", { ...parts, busy: true });
+        show("creating", "Starting…", sentence(stack.message), { ...parts, busy: true });
       }
       return tick();
     }
-    announced = Infinity;
-    if (!challenge) return show("failed", "Closed", "This challenge is not open any more.");
-    if (solved) return show("idle", "Solved", "You have solved this challenge. Well done!");
-    if (locked) return show("failed", "Locked", "This challenge is locked for you.");
+    if (!challenge) return show("closed", "Closed", CLOSED);
+    if (solved) return show("solved", "Solved", "You have solved this challenge. Well done!");
+    if (locked) return show("locked", "Locked", "This challenge is locked for you.");
     if (!challenge.stack_enabled) return show("idle", "Nothing to start", "This challenge needs no stack.");
     const life = `A stack of your own lives for ${span(challenge.ttl_seconds)}.`;
     if (ended) {
@@ -213,7 +275,7 @@
     show("idle", "Not started", "Start it when you are ready.", { start: true, note: life });
   }
 
-  function addresses(stack, protocol) {
+  function addresses(stack) {
     const host = stack.node_public_ip || location.hostname.replace(/^\[|\]$/g, "");
     const inUrl = host.includes(":") ? `[${host}]` : host;
     const own = { container_port: stack.target_port, node_port: stack.node_port, protocol: "TCP" };
@@ -222,42 +284,50 @@
     ports.forEach((port, index) => {
       const number = ports.length > 1 ? ` ${port.container_port}` : "";
       if (port.protocol === "UDP") {
-        rows.push([`udp${number}`, `nc -u ${host} ${port.node_port}`, false]);
+        rows.push([`udp${number}`, `nc -u ${host} ${port.node_port}`, "command"]);
+      } else if (index === 0 && protocol === null) {
+        // Of a challenge that is closed nobody says what it speaks.
+        rows.push([`port${number}`, `${inUrl}:${port.node_port}`, "address"]);
       } else if (index === 0 && protocol === "http") {
         const url = `http://${inUrl}:${port.node_port}/`;
-        rows.push([`browser${number}`, url, true], [`curl${number}`, `curl ${url}`, false]);
+        rows.push([`browser${number}`, url, "link"], [`curl${number}`, `curl ${url}`, "command"]);
       } else {
-        rows.push([`nc${number}`, `nc ${host} ${port.node_port}`, false]);
+        rows.push([`nc${number}`, `nc ${host} ${port.node_port}`, "command"]);
       }
     });
     const key = JSON.stringify(rows);
     if (key === shownAddresses) return;
     shownAddresses = key;
-    $("addresses").replaceChildren(...rows.map(([kind, value, isLink]) => {
+    $("addresses").replaceChildren(...rows.map(([kind, value, what]) => {
       const row = $("address").content.cloneNode(true);
       row.querySelector(".kind").textContent = kind;
       const [link, code] = [row.querySelector("a"), row.querySelector("code")];
-      const place = isLink ? link : code;
-      (isLink ? code : link).remove();
+      const [place, other] = what === "link" ? [link, code] : [code, link];
+      other.remove();
       place.textContent = value;
-      if (isLink) Object.assign(link, { href: value, target: "_blank", rel: "noopener noreferrer" });
-      const button = row.querySelector("button");
-      button.setAttribute("aria-label", `Copy ${kind} address`);
-      button.addEventListener("click", () => copy(value, place, button));
+      if (place === link) Object.assign(link, { href: value, target: "_blank", rel: "noopener noreferrer" });
+      // Its name begins with the word that is seen on it, also while that is "Copied".
+      row.querySelector(".unseen").textContent = ` ${kind} ${what}`;
+      const word = row.querySelector(".word");
+      row.querySelector("button").addEventListener("click", () => copy(value, place, `${kind} ${what}`, word));
       return row;
     }));
   }
 
-  async function copy(value, place, button) {
+  async function copy(value, place, what, word) {
+    tell("");
+    let copied = true;
     try {
       await navigator.clipboard.writeText(value);
     } catch {
       // Without a secure context, or in a frame that may not: by selection.
       getSelection().selectAllChildren(place);
-      document.execCommand("copy");
+      copied = document.execCommand("copy");
     }
-    button.textContent = "Copied";
-    setTimeout(() => { button.textContent = "Copy"; }, 1500);
+    if (!copied) return tell(`The ${what} cannot be copied from here. It is selected, so that you can.`);
+    tell(`Copied the ${what}.`);
+    word.textContent = "Copied";
+    setTimeout(() => { word.textContent = "Copy"; }, 1500);
   }
 
   // ---- time
@@ -285,27 +355,31 @@
     return new Date(at).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
   }
 
+  function secondsLeft() {
+    return Math.max(0, Math.round((Date.parse(seen.stack.ttl_expires_at) - Date.now() - skew) / 1000));
+  }
+
+  // What is to be said of a stack that runs. It changes, and so is read aloud, at two moments.
+  function notice() {
+    const mark = [60, 300].find((mark) => secondsLeft() < mark);
+    const warning = mark ? `Less than ${span(mark)} left.` : "";
+    return [warning, sentence(seen.stack.message)].filter(Boolean).join(" ");
+  }
+
   function tick() {
     if (!seen || !seen.stack) return;
-    const end = Date.parse(seen.stack.ttl_expires_at);
-    const left = Math.max(0, Math.round((end - Date.now() - skew) / 1000));
+    const left = secondsLeft();
     const two = (number) => String(number).padStart(2, "0");
     const hours = Math.floor(left / 3600);
     const rest = `${two(Math.floor(left / 60) % 60)}:${two(left % 60)}`;
     $("left").textContent = hours > 0 ? `${hours}:${rest}` : rest;
     $("until").textContent = `until ${time(seen.stack.ttl_expires_at)}`;
     $("clock").classList.toggle("short", left < 300);
-    for (const mark of [300, 60]) {
-      if (left <= mark && announced > mark) {
-        announced = mark;
-        if (app.dataset.state === "running") text("explain", `Less than ${span(mark)} left.`);
-      }
-    }
-    if (left > 300) announced = Infinity;
+    if (app.dataset.state === "running") text("explain", notice());
   }
 
   setInterval(tick, 1000);
   show("signed-out", "Not signed in", "Open this challenge from the platform, which signs you in.");
   fromFragment();
-  if (!token) askParent();
+  if (!token) ask();
 })();
