@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Shows the main job from end to end, on ports and in a directory of its own, and cleans up.
-# Needs root and a Rust toolchain.
+# Needs root, a Rust toolchain with a C compiler to link with, and mkfs.ext4.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -12,6 +12,11 @@ fi
 command -v cargo >/dev/null || {
     echo "error: there is no cargo on the PATH" >&2
     echo "hint: install Rust from https://rustup.rs, or keep your PATH: sudo -E env PATH=\"\$PATH\" $0" >&2
+    exit 1
+}
+command -v mkfs.ext4 >/dev/null || {
+    echo "error: there is no mkfs.ext4 on the PATH, which makes the limited disk of each stack" >&2
+    echo "hint: it is in e2fsprogs: apt-get install e2fsprogs, dnf install e2fsprogs" >&2
     exit 1
 }
 

@@ -18,6 +18,7 @@ need dockerd docker.io
 need ip iproute2
 need iptables iptables
 need nsenter util-linux
+need mkfs.ext4 e2fsprogs
 need curl curl
 need chromium chromium
 need chromedriver chromium-driver

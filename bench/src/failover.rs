@@ -89,17 +89,45 @@ impl Fleet {
         bail!("no replica leads")
     }
 
-    fn end(&mut self, index: usize, signal: &str) -> Result<()> {
-        let mut process = self.processes[index].take().context("it runs")?;
-        Command::new("kill").args([signal, &process.id().to_string()]).status()?;
-        if signal == "-KILL" {
-            process.wait()?;
-        } else {
-            // It ends in its own time, and is waited for with the others.
-            self.processes.push(Some(process));
-        }
+    fn signal(&self, index: usize, signal: &str) -> Result<()> {
+        let process = self.processes[index].as_ref().context("it runs")?;
+        let sent = Command::new("kill").args([signal, &process.id().to_string()]).status()?;
+        ensure!(sent.success(), "kill {signal}: {sent}");
         Ok(())
     }
+
+    /// What became of a leader that has gone away, and a replica in its place.
+    fn recover(&mut self, index: usize, fault: Fault) -> Result<()> {
+        if fault == Fault::Paused {
+            self.signal(index, "-CONT")?;
+            let since = Instant::now();
+            while !self.role(index).is_ok_and(|role| role == "follower") {
+                ensure!(since.elapsed() < Duration::from_secs(30), "it does not follow");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            return Ok(());
+        }
+        let mut process = self.processes[index].take().context("it was there")?;
+        process.wait()?;
+        self.launch(index)
+    }
+}
+
+/// In what way a leader goes away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    Killed,
+    Stopped,
+    /// It goes on when another leads.
+    Paused,
+}
+
+impl Fault {
+    const ALL: [(Self, &str, &str); 3] = [
+        (Self::Killed, "killed", "-KILL"),
+        (Self::Stopped, "stopped in order", "-TERM"),
+        (Self::Paused, "paused", "-STOP"),
+    ];
 }
 
 fn log(directory: &Path, index: usize) -> Result<std::fs::File> {
@@ -131,24 +159,20 @@ fn create(client: &mut Client<TcpStream>) -> Result<String> {
 }
 
 /// From the signal to the first create that a follower has acknowledged.
-fn interruptions(fleet: &mut Fleet, signal: &str) -> Result<(Samples, usize)> {
+fn interruptions(fleet: &mut Fleet, fault: Fault, signal: &str) -> Result<(Samples, usize)> {
     let (mut times, mut refused) = (Vec::new(), 0);
     for _ in 0..FAILOVERS {
         let leader = fleet.leader()?;
         let mut client = fleet.client((leader + 1) % REPLICAS)?;
         create(&mut client)?;
         let since = Instant::now();
-        fleet.end(leader, signal)?;
+        fleet.signal(leader, signal)?;
         while create(&mut client).is_err() {
             refused += 1;
             ensure!(since.elapsed() < Duration::from_secs(60), "nobody takes over");
         }
         times.push(since.elapsed());
-        if signal != "-KILL" {
-            let mut left = fleet.processes.pop().flatten().context("it was told to end")?;
-            left.wait()?;
-        }
-        fleet.launch(leader)?;
+        fleet.recover(leader, fault)?;
     }
     Ok((Samples::new(times), refused))
 }
@@ -181,8 +205,8 @@ pub(crate) fn of_the_leader() -> Result<()> {
     }
 
     head("the leader goes away: first create through a follower");
-    for (name, signal) in [("killed", "-KILL"), ("stopped in order", "-TERM")] {
-        let (times, refused) = interruptions(&mut fleet, signal)?;
+    for (fault, name, signal) in Fault::ALL {
+        let (times, refused) = interruptions(&mut fleet, fault, signal)?;
         println!("{}", times.row(&format!("{name}, {refused} requests refused")));
     }
     Ok(())

@@ -33,6 +33,12 @@ impl Samples {
     }
 }
 
+/// A figure beside what it must not exceed, and whether it does.
+pub(crate) fn target(name: &str, figure: f64, most: f64) -> String {
+    let met = if figure <= most { "met" } else { "NOT MET" };
+    format!("{name:<44} {figure:>9.2} at most {most}: {met}")
+}
+
 pub(crate) fn millis(time: Duration) -> f64 {
     time.as_secs_f64() * 1000.0
 }

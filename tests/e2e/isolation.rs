@@ -1,9 +1,12 @@
 //! What a hostile tenant can do: the table of probes, run from inside a real stack while another one
 //! goes on serving beside it.
 
-use stackd_probe::{CASES, Places, Said};
+use stackd_probe::{Case, Places, Platform, Said, cases};
+use stackd_testkit::kubernetes::Cluster;
+use stackd_testkit::within;
 
-use crate::on::On;
+use crate::IMAGE;
+use crate::on::{NAMESPACE, On};
 use crate::server::{Server, fetch};
 
 /// An address of this machine that is not loopback, where it has one.
@@ -38,44 +41,115 @@ async fn a_hostile_stack_on_docker_reaches_nothing_and_is_ended_for_a_full_disk(
     hostile(On::Docker).await;
 }
 
+#[tokio::test]
+async fn a_hostile_stack_on_kubernetes_reaches_nothing_and_is_ended_for_a_full_disk() {
+    if On::Kubernetes.is_here() {
+        hostile(On::Kubernetes).await;
+    }
+}
+
+/// What a stack must not reach.
+fn places(server: &Server, on: On, hostile: &str, neighbour: &str, node_port: u16) -> Places {
+    if on != On::Kubernetes {
+        return Places::Machine {
+            host: host_address(),
+            api: server.port(),
+            gateway: "10.77.0.1".to_owned(),
+            neighbour: node_port,
+            data_dir: server.data(),
+        };
+    }
+    let of_pod = |id: &str, field: &str| {
+        let path = format!("jsonpath={{{field}}}");
+        on.cluster().kubectl(&["--namespace", NAMESPACE, "get", "pod", id, "--output", &path])
+    };
+    // These nodes make user namespaces; that a stack is in one is a case of its own.
+    assert_eq!(of_pod(hostile, ".spec.hostUsers"), "false");
+    let service = ["get", "service", "kubernetes", "--output", "jsonpath={.spec.clusterIP}"];
+    let places = Places::Cluster {
+        node: of_pod(hostile, ".status.hostIP"),
+        api_server: format!("{}:443", on.cluster().kubectl(&service)),
+        neighbour: node_port,
+        pod: format!("{}:80", of_pod(neighbour, ".status.podIP")),
+    };
+    all_of_it_is_there(on.cluster(), &places);
+    places
+}
+
+/// Whoever no policy holds back gets to all of these places, so that a stack that does not is held
+/// back. The node's loopback is seen by who shares its network.
+fn all_of_it_is_there(cluster: &Cluster, places: &Places) {
+    let namespace = cluster.namespace();
+    let of_cluster = |case: &&Case| cases(Platform::Machine).all(|other| other.name != case.name);
+    let connects = |case: &&Case| case.words(places).first().is_some_and(|word| word == "connect");
+    let walls: Vec<_> = places.cases().filter(of_cluster).filter(connects).collect();
+    assert_eq!(walls.len(), 5, "{walls:?}");
+    for on_node in [false, true] {
+        let tried = walls.iter().filter(|case| (case.name == "the node's loopback") == on_node);
+        let tried: Vec<_> = tried.enumerate().collect();
+        let name = if on_node { "on-node" } else { "open" };
+        let mut pod = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: {}}}\nspec:\n  \
+             hostNetwork: {on_node}\n  restartPolicy: Never\n  containers:\n",
+            namespace.name
+        );
+        for (number, case) in &tried {
+            let words = ["probe".to_owned()].into_iter().chain(case.words(places));
+            let words: Vec<_> = words.map(|word| format!("{word:?}")).collect();
+            pod.push_str(&format!(
+                "  - {{name: c{number}, image: {IMAGE}, imagePullPolicy: Never, args: [{}]}}\n",
+                words.join(", ")
+            ));
+        }
+        cluster.apply(&pod);
+        let in_namespace = |args: &[&str]| {
+            cluster.kubectl(&[&["--namespace", namespace.name.as_str()], args].concat())
+        };
+        // A way that is open is told by a code other than 0.
+        let failed = "--for=jsonpath={.status.phase}=Failed";
+        in_namespace(&["wait", failed, &format!("pod/{name}"), "--timeout=60s"]);
+        for (number, case) in &tried {
+            let said = in_namespace(&["logs", name, "--container", &format!("c{number}")]);
+            assert!(said.starts_with("allowed "), "{}: {said}", case.name);
+        }
+    }
+}
+
 async fn hostile(on: On) {
     let server = Server::on(on).await;
     let (neighbour, neighbour_port) = server.sample(&[], &[]).await;
     let (hostile, _) = server.sample(&["--disk", "32Mi"], &[]).await;
-    let places = Places {
-        host: host_address(),
-        api: server.port(),
-        gateway: "10.77.0.1".to_owned(),
-        neighbour: neighbour_port,
-        data_dir: server.data(),
-    };
+    let places = places(&server, on, &hostile, &neighbour, neighbour_port);
     let mut holes = Vec::new();
-    for case in CASES {
+    for case in places.cases() {
         let words = case.words(&places);
-        let overfull = on == On::Docker && case.fills_disk;
-        let own =
-            if overfull { Some(server.sample(&["--disk", "32Mi"], &[]).await.0) } else { None };
-        match probe(&server, own.as_ref().unwrap_or(&hostile), &words).await {
-            _ if overfull => {
-                let id = own.as_ref().expect("made above");
-                ended_for_disk(&server, id).await;
-                server.delete(&format!("/stacks/{id}")).await;
+        if case.fills_disk && on != On::Oci {
+            fills_its_disk(&server, &words).await;
+        } else {
+            match probe(&server, &hostile, &words).await {
+                Ok(said) if said.verdict == case.expected => {}
+                // The engine has one user namespace for all, or as here none.
+                Ok(said)
+                    if on == On::Docker
+                        && said.detail == "NoNewPrivs 1, root here is user 0 outside" => {}
+                Ok(said) => holes.push(format!("{}: {said:?}", case.name)),
+                Err(text) => holes.push(text),
             }
-            Ok(said) if said.verdict == case.expected => {}
-            // The engine has one user namespace for all, or as here none.
-            Ok(said)
-                if on == On::Docker
-                    && said.detail == "NoNewPrivs 1, root here is user 0 outside" => {}
-            Ok(said) => holes.push(format!("{}: {said:?}", case.name)),
-            Err(text) => holes.push(text),
         }
-        let served = fetch(neighbour_port, "/healthz").await;
+        let served = server.fetch(neighbour_port, "/healthz").await;
         assert!(served.is_ok(), "the neighbour after {words:?}: {served:?}");
         let works = server.stackd(&["stack", "exec", &neighbour, "--", "/sample", "json"]).await;
         assert!(works.status.success(), "the neighbour after {words:?}");
     }
     assert!(holes.is_empty(), "{} holes:\n{}", holes.len(), holes.join("\n"));
     server.finish().await;
+}
+
+/// A stack that does so is ended for it, where it cannot be kept from it.
+async fn fills_its_disk(server: &Server, words: &[String]) {
+    let (id, _) = server.sample(&["--disk", "32Mi"], &[]).await;
+    let (_, ()) = tokio::join!(probe(server, &id, words), ended_for_disk(server, &id));
+    server.delete(&format!("/stacks/{id}")).await;
 }
 
 /// Waits until a stack has been ended because it has written too much.
@@ -90,7 +164,7 @@ async fn ended_for_disk(server: &Server, id: &str) {
             }
         }
     };
-    let stack = stackd_testkit::within("the stack is ended", ended).await;
+    let stack = within("the stack is ended", ended).await;
     assert_eq!(stack["reason"], "EphemeralStorageFull", "{stack:#}");
 }
 
@@ -112,7 +186,7 @@ async fn what_one_stack_holds_is_not_taken_from_another() {
             .expect("it runs");
         let out = holder.stdout.take().expect("its output");
         let mut lines = tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(out));
-        let held = stackd_testkit::within("it holds", lines.next_line()).await;
+        let held = within("it holds", lines.next_line()).await;
         let held = held.expect("a line").expect("a line");
         assert!(held.contains("contained"), "{held}");
         let count = |said: &str| -> usize {
@@ -141,7 +215,7 @@ async fn a_stack_that_eats_memory_fails_alone_and_says_so() {
             "kind: Pod\nspec:\n  containers:\n  - name: hog\n    image: {}\n    \
              args: [probe, memory-hog]\n    ports: [{{containerPort: 80}}]\n    \
              resources: {{limits: {{cpu: 500m, memory: 32Mi}}}}\n",
-            crate::IMAGE
+            IMAGE
         ),
     });
     let (status, created) = server.post("/stacks", &body).await;
@@ -167,11 +241,12 @@ async fn doctor_proves_the_isolation_beside_a_running_server_and_leaves_nothing(
     assert!(output.status.success(), "{}\n{text}{errors}", output.status);
     let report: serde_json::Value = serde_json::from_str(&text).expect("JSON");
     let checks = report["checks"].as_array().expect("a list");
-    let probed = |case: &&stackd_probe::Case| {
+    let probed = |case: &&Case| {
         let name = format!("isolation: {}", case.name);
         checks.iter().any(|check| check["name"] == name && check["status"] == "ok")
     };
-    assert_eq!(CASES.iter().filter(probed).count(), CASES.len(), "{text}");
+    let all = || cases(Platform::Machine);
+    assert_eq!(all().filter(probed).count(), all().count(), "{text}");
     assert!(fetch(port, "/healthz").await.is_ok(), "the server's own stack serves");
     assert_eq!(crate::leftovers::entries(&data), before, "its directory is gone");
     let groups = crate::leftovers::entries("/sys/fs/cgroup");

@@ -9,9 +9,11 @@ mod on;
 
 mod alike;
 mod browser;
+mod chart_values;
 mod cli;
 mod crash;
 mod database;
+mod doctor;
 mod documents;
 mod engine;
 mod flags;

@@ -34,7 +34,7 @@ macro_rules! on_every_runtime {
 /// Node ports of one server.
 const NODE_PORTS: u16 = 20;
 /// The namespace that the documents show.
-const NAMESPACE: &str = "stacks";
+pub(crate) const NAMESPACE: &str = "stacks";
 
 /// What runs a server's stacks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +69,8 @@ impl On {
         self != Self::Kubernetes || cluster().is_some()
     }
 
-    fn cluster(self) -> &'static Cluster {
+    /// The cluster of one on Kubernetes.
+    pub(crate) fn cluster(self) -> &'static Cluster {
         assert_eq!(self, Self::Kubernetes);
         cluster().expect("it is here")
     }

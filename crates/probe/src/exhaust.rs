@@ -107,16 +107,17 @@ pub(super) fn aio() -> Outcome {
     }
 }
 
-/// Writes a file until there is no room.
-pub(super) fn disk(directory: &str, hold: bool) -> Outcome {
+/// Writes a file until there is no room, or this many MiB.
+pub(super) fn disk(directory: &str, bound_mib: Option<u64>, hold: bool) -> Outcome {
     const BOUND_MIB: u64 = 8 << 10;
+    let bound_mib = bound_mib.unwrap_or(BOUND_MIB).min(BOUND_MIB);
     let path = format!("{directory}/filler");
     let chunk = vec![b'x'; 1 << 20];
     let mut written = 0;
     let mut refused = None;
     match File::create(&path) {
         Ok(mut file) => {
-            while written < BOUND_MIB {
+            while written < bound_mib {
                 if let Err(error) = file.write_all(&chunk).and_then(|()| file.sync_data()) {
                     refused = Some(error);
                     break;

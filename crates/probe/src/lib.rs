@@ -6,7 +6,7 @@
 //! taken until the program is ended, so that a neighbour can be looked at meanwhile.
 //!
 //! The program runs inside a stack, so it needs nothing but the kernel. Who runs it from outside
-//! finds what to expect in [`CASES`]: `stackd doctor --probe`, and the tests of every runtime.
+//! finds what to expect in [`cases`]: `stackd doctor --probe`, and the tests of every runtime.
 
 mod exhaust;
 pub mod facts;
@@ -17,7 +17,7 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::process::ExitCode;
 
-pub use table::{CASES, Case, Places, Said, Verdict};
+pub use table::{Case, Places, Platform, Said, Verdict, cases};
 
 /// The port that `serve` answers on.
 pub const PORT: u16 = 80;
@@ -60,6 +60,10 @@ fn outcome_of(what: &str, result: libc::c_long) -> (String, Result<(), std::io::
 pub fn main(words: &[&str]) -> ExitCode {
     match words {
         ["serve"] => serve(),
+        ["around"] => {
+            println!("{}", facts::Around::look().written());
+            ExitCode::SUCCESS
+        }
         [name, arguments @ ..] => run(name, arguments),
         [] => ExitCode::from(2),
     }
@@ -92,7 +96,7 @@ pub fn run(name: &str, arguments: &[&str]) -> ExitCode {
     };
     let first = arguments.first().copied();
     let outcome = match (name, first) {
-        ("connect", Some(address)) => reach::connect(address),
+        ("connect", Some(_)) => reach::connect(arguments),
         ("udp", Some(address)) => reach::udp(address),
         ("read", Some(path)) => reach::read(path),
         ("write", Some(path)) => reach::write(path, arguments.get(1).unwrap_or(&"1")),
@@ -114,7 +118,10 @@ pub fn run(name: &str, arguments: &[&str]) -> ExitCode {
         ("inotify", None) => exhaust::inotify(hold),
         ("pipes", None) => exhaust::pipes(hold),
         ("aio", None) => exhaust::aio(),
-        ("disk-filler", _) => exhaust::disk(first.unwrap_or("/tmp"), hold),
+        ("disk-filler", _) => {
+            let bound = arguments.get(1).and_then(|mib| mib.parse().ok());
+            exhaust::disk(first.unwrap_or("/tmp"), bound, hold)
+        }
         ("inode-filler", _) => exhaust::inodes(first.unwrap_or("/tmp"), hold),
         _ => {
             eprintln!("there is no probe {name:?} with {} arguments", arguments.len());

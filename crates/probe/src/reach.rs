@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Write};
-use std::net::{TcpStream, ToSocketAddrs, UdpSocket};
+use std::net::{TcpStream, UdpSocket};
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
@@ -12,11 +12,15 @@ use crate::facts;
 
 const PATIENCE: Duration = Duration::from_secs(2);
 
-pub(super) fn connect(address: &str) -> Outcome {
-    let addresses: Vec<_> = address.to_socket_addrs().into_iter().flatten().collect();
-    any(addresses
-        .iter()
-        .map(|to| (to.to_string(), TcpStream::connect_timeout(to, PATIENCE).map(drop))))
+pub(super) fn connect(addresses: &[&str]) -> Outcome {
+    any(addresses.iter().map(|address| {
+        let result = match address.parse() {
+            Ok(to) => TcpStream::connect_timeout(&to, PATIENCE).map(drop),
+            // Nothing was tried, which must not look like a wall.
+            Err(_) => return (format!("{address:?} is no address"), Ok(())),
+        };
+        ((*address).to_owned(), result)
+    }))
 }
 
 pub(super) fn udp(address: &str) -> Outcome {

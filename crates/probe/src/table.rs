@@ -50,6 +50,15 @@ impl Said {
     }
 }
 
+/// What runs the stacks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Platform {
+    /// One machine, by itself or with a Docker engine.
+    Machine,
+    /// The nodes of a Kubernetes cluster.
+    Cluster,
+}
+
 /// A probe and what must become of it.
 #[derive(Debug, Clone, Copy)]
 pub struct Case {
@@ -60,61 +69,120 @@ pub struct Case {
     pub expected: Verdict,
     /// It fills the disk. A runtime that cannot limit that may end the stack for it instead.
     pub fills_disk: bool,
+    /// The only platform on which it can be tried, if there is one.
+    only_on: Option<Platform>,
 }
 
 /// What only the one who runs the probes knows.
 #[derive(Debug, Clone)]
-pub struct Places {
-    /// An address of the host that is not loopback, where it has one.
-    pub host: String,
-    /// A TCP port that a process of the host listens on, on every address.
-    pub api: u16,
-    /// Where connections come from that are relayed into a stack.
-    pub gateway: String,
-    /// The node port of another stack.
-    pub neighbour: u16,
-    /// A directory of the server that runs the stack.
-    pub data_dir: String,
+pub enum Places {
+    /// Where stacks run on one machine.
+    Machine {
+        /// An address of the host that is not loopback, where it has one.
+        host: String,
+        /// A TCP port that a process of the host listens on, on every address.
+        api: u16,
+        /// Where connections come from that are relayed into a stack.
+        gateway: String,
+        /// The node port of another stack.
+        neighbour: u16,
+        /// A directory of the server that runs the stack.
+        data_dir: String,
+    },
+    /// Where they run on a cluster.
+    Cluster {
+        /// The address of a node.
+        node: String,
+        /// The address and port at which Pods find the API server.
+        api_server: String,
+        /// The node port of another stack.
+        neighbour: u16,
+        /// The address and port of its Pod.
+        pod: String,
+    },
+}
+
+impl Places {
+    const fn platform(&self) -> Platform {
+        match self {
+            Self::Machine { .. } => Platform::Machine,
+            Self::Cluster { .. } => Platform::Cluster,
+        }
+    }
+
+    /// What is to be tried there.
+    pub fn cases(&self) -> impl Iterator<Item = &'static Case> + use<> {
+        cases(self.platform())
+    }
+}
+
+/// What is to be tried on a platform: what a stack must not reach, then what it may take only up to
+/// a limit of its own. The last one takes memory and is killed for it.
+pub fn cases(on: Platform) -> impl Iterator<Item = &'static Case> {
+    CASES.iter().filter(move |case| case.only_on.is_none_or(|only| only == on))
 }
 
 impl Case {
     /// The arguments to run the probe with.
     pub fn words(&self, places: &Places) -> Vec<String> {
-        let (api, neighbour) = (places.api.to_string(), places.neighbour.to_string());
-        let known = [
-            ("{host}", &places.host),
-            ("{api}", &api),
-            ("{gateway}", &places.gateway),
-            ("{neighbour}", &neighbour),
-            ("{data}", &places.data_dir),
-        ];
+        let known = match places {
+            Places::Machine { host, api, gateway, neighbour, data_dir } => vec![
+                ("{host}", host.clone()),
+                ("{api}", api.to_string()),
+                ("{gateway}", gateway.clone()),
+                ("{neighbour}", neighbour.to_string()),
+                ("{data}", data_dir.clone()),
+            ],
+            Places::Cluster { node, api_server, neighbour, pod } => vec![
+                ("{node}", node.clone()),
+                ("{api-server}", api_server.clone()),
+                ("{neighbour}", neighbour.to_string()),
+                ("{pod}", pod.clone()),
+            ],
+        };
         let fill = |word: &&str| {
             known.iter().fold((*word).to_owned(), |word, (name, value)| word.replace(name, value))
         };
         self.words.iter().map(fill).collect()
     }
+
+    const fn only_on(self, platform: Platform) -> Self {
+        Self { only_on: Some(platform), ..self }
+    }
 }
 
 const fn denied(name: &'static str, words: &'static [&'static str]) -> Case {
-    Case { name, words, expected: Verdict::Denied, fills_disk: false }
+    Case { name, words, expected: Verdict::Denied, fills_disk: false, only_on: None }
 }
 
 const fn contained(name: &'static str, words: &'static [&'static str]) -> Case {
-    Case { name, words, expected: Verdict::Contained, fills_disk: false }
+    Case { expected: Verdict::Contained, ..denied(name, words) }
 }
 
-const fn filling(name: &'static str, words: &'static [&'static str]) -> Case {
-    Case { fills_disk: true, ..contained(name, words) }
+const fn filling(name: &'static str, words: &'static [&'static str], on: Platform) -> Case {
+    Case { fills_disk: true, ..contained(name, words) }.only_on(on)
 }
 
-/// What a stack must not reach, then what it may take only up to a limit of its own. The last one
-/// takes memory and is killed for it.
-pub const CASES: &[Case] = &[
-    denied("the host's loopback", &["connect", "127.0.0.1:{api}"]),
-    denied("the host, by the gateway", &["connect", "{gateway}:{api}"]),
-    denied("another stack, by the gateway", &["connect", "{gateway}:{neighbour}"]),
-    denied("the host, by its address", &["connect", "{host}:{api}"]),
-    denied("another stack, by the host", &["connect", "{host}:{neighbour}"]),
+const fn on_machine(name: &'static str, words: &'static [&'static str]) -> Case {
+    denied(name, words).only_on(Platform::Machine)
+}
+
+const fn on_cluster(name: &'static str, words: &'static [&'static str]) -> Case {
+    denied(name, words).only_on(Platform::Cluster)
+}
+
+const CASES: &[Case] = &[
+    on_machine("the host's loopback", &["connect", "127.0.0.1:{api}"]),
+    on_machine("the host, by the gateway", &["connect", "{gateway}:{api}"]),
+    on_machine("another stack, by the gateway", &["connect", "{gateway}:{neighbour}"]),
+    on_machine("the host, by its address", &["connect", "{host}:{api}"]),
+    on_machine("another stack, by the host", &["connect", "{host}:{neighbour}"]),
+    // Where a kubelet and a kube-proxy tell how they are: only who shares the node's network sees it.
+    on_cluster("the node's loopback", &["connect", "127.0.0.1:10248", "127.0.0.1:10249"]),
+    on_cluster("the kubelet", &["connect", "{node}:10250"]),
+    on_cluster("another stack, by the node", &["connect", "{node}:{neighbour}"]),
+    on_cluster("another stack, by its Pod", &["connect", "{pod}"]),
+    on_cluster("the API server", &["connect", "{api-server}"]),
     denied("the cloud's metadata", &["connect", "169.254.169.254:80"]),
     denied("the internet, TCP", &["connect", "1.1.1.1:53"]),
     denied("the internet, UDP", &["udp", "1.1.1.1:53"]),
@@ -131,15 +199,22 @@ pub const CASES: &[Case] = &[
     denied("dangerous system calls", &["system-calls"]),
     denied("capabilities", &["capabilities"]),
     denied("new privileges", &["set-user-id"]),
-    denied("the server's files", &["read", "{data}/stackd.db"]),
+    on_machine("the server's files", &["read", "{data}/stackd.db"]),
+    on_cluster(
+        "a service account's token",
+        &["read", "/var/run/secrets/kubernetes.io/serviceaccount/token"],
+    ),
     denied("the host's files", &["read", "/proc/1/root/etc/shadow"]),
     denied("the OOM killer", &["write", "/proc/self/oom_score_adj", "-500"]),
     contained("fork bomb", &["fork-bomb"]),
     contained("inotify instances", &["inotify"]),
     contained("pipes", &["pipes"]),
-    filling("inodes", &["inode-filler", "/tmp"]),
-    filling("disk", &["disk-filler", "/tmp"]),
-    Case { name: "memory", words: &["memory-hog"], expected: Verdict::Killed, fills_disk: false },
+    // A cluster counts no files: a node's whole disk would run out of inodes first.
+    filling("inodes", &["inode-filler", "/tmp"], Platform::Machine),
+    filling("disk", &["disk-filler", "/tmp"], Platform::Machine),
+    // A kubelet looks only now and then, and must find it: not much more than is allowed, and kept.
+    filling("disk", &["disk-filler", "/tmp", "64", "hold"], Platform::Cluster),
+    Case { expected: Verdict::Killed, ..denied("memory", &["memory-hog"]) },
 ];
 
 #[cfg(test)]
@@ -157,17 +232,33 @@ mod tests {
 
     #[test]
     fn every_place_is_filled_in() {
-        let places = Places {
+        let machine = Places::Machine {
             host: "192.0.2.7".to_owned(),
             api: 8080,
             gateway: "10.77.0.1".to_owned(),
             neighbour: 31001,
             data_dir: "/data".to_owned(),
         };
-        for case in CASES {
-            let words = case.words(&places);
-            assert!(words.iter().all(|word| !word.contains('{')), "{words:?}");
+        let cluster = Places::Cluster {
+            node: "192.0.2.8".to_owned(),
+            api_server: "10.96.0.1:443".to_owned(),
+            neighbour: 31002,
+            pod: "10.244.1.2:80".to_owned(),
+        };
+        for (places, neighbour) in [(machine, "192.0.2.7:31001"), (cluster, "192.0.2.8:31002")] {
+            let words: Vec<_> = places.cases().map(|case| case.words(&places)).collect();
+            assert!(words.iter().flatten().all(|word| !word.contains('{')), "{words:?}");
+            assert!(words.contains(&vec!["connect".to_owned(), neighbour.to_owned()]), "{words:?}");
         }
-        assert_eq!(CASES[4].words(&places), ["connect", "192.0.2.7:31001"]);
+    }
+
+    #[test]
+    fn each_platform_has_a_case_for_every_kind_of_wall() {
+        for on in [Platform::Machine, Platform::Cluster] {
+            let of = |verdict| cases(on).filter(|case| case.expected == verdict).count();
+            assert!(of(Verdict::Denied) > 20 && of(Verdict::Contained) > 3, "{on:?}");
+            assert_eq!(cases(on).last().map(|case| case.expected), Some(Verdict::Killed));
+            assert!(cases(on).any(|case| case.fills_disk), "{on:?}");
+        }
     }
 }

@@ -88,9 +88,7 @@ impl Cluster {
 
     /// Makes one for a test alone.
     pub fn start(options: Options) -> Option<Self> {
-        let skipped = std::env::var(SKIP).unwrap_or_default();
-        if skipped.split([',', ' ']).any(|word| word == "kubernetes") {
-            eprintln!("SKIPPED: there is no Kubernetes here ({SKIP})");
+        if is_left_out() {
             return None;
         }
         build();
@@ -322,6 +320,16 @@ impl Drop for Cluster {
         drop(self.life_line.take());
         let _ = self.supervisor.wait();
     }
+}
+
+/// Whether whoever runs the tests has said that there is no Kubernetes here, nor what is built with it.
+pub fn is_left_out() -> bool {
+    let skipped = std::env::var(SKIP).unwrap_or_default();
+    let is = skipped.split([',', ' ']).any(|word| word == "kubernetes");
+    if is {
+        eprintln!("SKIPPED: there is no Kubernetes here ({SKIP})");
+    }
+    is
 }
 
 /// A namespace of a test's own.

@@ -7,6 +7,9 @@ use std::sync::OnceLock;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+// The other image that tests need.
+pub use crate::docker::server_archive;
+
 /// Where the program is inside the image; it is the image's entrypoint too.
 pub const PROGRAM: &str = "/sample";
 const ARCHITECTURE: &str = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
@@ -38,7 +41,7 @@ pub fn build_program(package: &str, name: &str) -> PathBuf {
     messages.lines().rev().find_map(executable).expect("cargo tells where the program is")
 }
 
-fn entry(archive: &mut tar::Builder<Vec<u8>>, path: &str, mode: u32, data: &[u8]) {
+pub(crate) fn entry(archive: &mut tar::Builder<Vec<u8>>, path: &str, mode: u32, data: &[u8]) {
     let mut header = tar::Header::new_gnu();
     header.set_mode(mode);
     header.set_size(data.len() as u64);
@@ -51,7 +54,7 @@ fn entry(archive: &mut tar::Builder<Vec<u8>>, path: &str, mode: u32, data: &[u8]
     archive.append_data(&mut header, path, data).expect("writing to memory");
 }
 
-fn finish(archive: tar::Builder<Vec<u8>>) -> Vec<u8> {
+pub(crate) fn finish(archive: tar::Builder<Vec<u8>>) -> Vec<u8> {
     archive.into_inner().expect("writing to memory")
 }
 
@@ -109,32 +112,14 @@ pub fn config_over(layers: &[&[u8]]) -> Vec<u8> {
 /// What `docker save` would write for the sample under these names, for `stackd image load`.
 pub fn docker_archive(names: &[&str]) -> Vec<u8> {
     let layer = rootfs();
-    docker_archive_of(&layer, &config(&layer), names)
-}
-
-fn docker_archive_of(layer: &[u8], config: &[u8], names: &[&str]) -> Vec<u8> {
-    let (layer_name, config_name) = ("layer.tar", format!("{}.json", hex_digest(config)));
+    let config = config(&layer);
+    let (layer_name, config_name) = ("layer.tar", format!("{}.json", hex_digest(&config)));
     let manifest = json!([{"Config": config_name, "RepoTags": names, "Layers": [layer_name]}]);
     let mut archive = tar::Builder::new(Vec::new());
-    entry(&mut archive, layer_name, 0o644, layer);
-    entry(&mut archive, &config_name, 0o644, config);
+    entry(&mut archive, layer_name, 0o644, &layer);
+    entry(&mut archive, &config_name, 0o644, &config);
     entry(&mut archive, "manifest.json", 0o644, manifest.to_string().as_bytes());
     finish(archive)
-}
-
-/// The image of the server that `deploy/Containerfile` describes, around this program.
-pub fn server_archive(program: &[u8], name: &str) -> Vec<u8> {
-    let mut layer = tar::Builder::new(Vec::new());
-    entry(&mut layer, "stackd", 0o755, program);
-    let layer = finish(layer);
-    let config = json!({
-        "architecture": ARCHITECTURE,
-        "os": "linux",
-        "config": {"User": "65532:65532", "Entrypoint": ["/stackd"], "Cmd": ["serve"]},
-        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", hex_digest(&layer))]},
-        "history": [],
-    });
-    docker_archive_of(&layer, config.to_string().as_bytes(), &[name])
 }
 
 /// The sample as an OCI image layout in a tarball.

@@ -6,7 +6,7 @@ use stackd_core::runtime::{Outcome, Runtime, RuntimeState};
 use stackd_core::stack::reason;
 use stackd_runtimes::kubernetes::{KubernetesConfig, KubernetesRuntime};
 use stackd_testkit::kubernetes::{Cluster, Options};
-use stackd_testkit::{build, sample};
+use stackd_testkit::{build, sample, within};
 
 use crate::support::{IMAGE, Stack, is_ready};
 
@@ -28,6 +28,38 @@ async fn on_both_nodes(runtime: &KubernetesRuntime) -> [Stack; 2] {
     [one, two].map(|stack| stack.expect("one on each"))
 }
 
+/// A node that boots again starts no stack anew: it has ended, and says of what.
+async fn boots_again(cluster: &Cluster, config: KubernetesConfig) {
+    let config = KubernetesConfig {
+        installation: "patient".to_owned(),
+        // However long that takes, its node is not given up.
+        node_lost_after: Duration::from_secs(600),
+        ..config
+    };
+    let runtime = KubernetesRuntime::open(config).await.expect("a runtime");
+    let [other, mut stack] = on_both_nodes(&runtime).await;
+    other.remove(&runtime).await;
+    cluster.crash_node(2);
+    cluster.start_node(2);
+    assert_eq!(stack.ended().await, (Outcome::Failed, reason::NODE_REBOOTED.to_owned()));
+    let next = build::stack_id();
+    within("its node ports are given back", async {
+        while runtime.claim_ports(next, &stack.request.ports).is_err() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    runtime.unclaim_ports(next);
+    stack.remove(&runtime).await;
+    assert_eq!(left(cluster), "");
+}
+
+/// What is left of all stacks.
+fn left(cluster: &Cluster) -> String {
+    let kinds = "services,pods,networkpolicies";
+    cluster.kubectl(&["--namespace=stacks", "get", kinds, "--output=name"])
+}
+
 pub(crate) async fn control_plane_and_nodes() {
     let options = Options { node_grace: Duration::from_secs(10), ..Options::default() };
     let Some(cluster) = Cluster::start(options) else { return };
@@ -40,7 +72,7 @@ pub(crate) async fn control_plane_and_nodes() {
         default_disk_bytes: 64 << 20,
         ..KubernetesConfig::default()
     };
-    let runtime = KubernetesRuntime::open(config).await.expect("a runtime");
+    let runtime = KubernetesRuntime::open(config.clone()).await.expect("a runtime");
     let [mut first, mut second] = on_both_nodes(&runtime).await;
 
     // The API server is killed: nothing ends, a start is tried again, and all goes on when it is back.
@@ -57,10 +89,10 @@ pub(crate) async fn control_plane_and_nodes() {
     late.until(is_ready).await;
     late.remove(&runtime).await;
     first.remove(&runtime).await;
-    [first, second] = {
-        second.remove(&runtime).await;
-        on_both_nodes(&runtime).await
-    };
+    second.remove(&runtime).await;
+
+    boots_again(&cluster, config).await;
+    [first, second] = on_both_nodes(&runtime).await;
 
     // It stops answering for a while, without closing anything.
     cluster.signal("kube-apiserver", "STOP");
@@ -93,18 +125,18 @@ pub(crate) async fn control_plane_and_nodes() {
     first.remove(&runtime).await;
     cluster.start_kubelet(1);
 
-    // A node that goes for good.
+    // A node that goes without a word, and that nobody takes out of the cluster.
     cluster.crash_node(2);
-    cluster.kubectl(&["delete", "node", "node2", "--wait=false"]);
     assert_eq!(second.ended().await.0, Outcome::NodeLost);
     second.remove(&runtime).await;
-    let left = cluster.kubectl(&[
-        "--namespace=stacks",
-        "get",
-        "services,pods,networkpolicies",
-        "--output=name",
-    ]);
-    assert_eq!(left.trim(), "");
+
+    // One that is taken out.
+    let mut last = Stack::running(&runtime).await;
+    cluster.crash_node(1);
+    cluster.kubectl(&["delete", "node", "node1", "--wait=false"]);
+    assert_eq!(last.ended().await.0, Outcome::NodeLost);
+    last.remove(&runtime).await;
+    assert_eq!(left(&cluster), "");
     drop(runtime);
     assert_eq!(cluster.stop(), Vec::<String>::new());
 }

@@ -2,6 +2,8 @@
 //! containerd apart from any other's. It changes no firewall and makes no bridge, unless in a network
 //! namespace of its own, and it is ended by the process that started it.
 
+mod server;
+
 use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -16,6 +18,8 @@ use parking_lot::Mutex;
 use rustix::process::{Pid, Signal};
 
 use crate::{certificates, sample};
+
+pub use server::{build_server, server_archive};
 
 /// How long an engine may take to answer or to end.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -2,6 +2,7 @@
 
 #![expect(clippy::expect_used, reason = "a test that panics has failed")]
 
+mod containerfile;
 mod engine;
 mod kubernetes;
 mod sample;

@@ -11,7 +11,7 @@ use stackd_runtimes::kubernetes::{KubernetesConfig, KubernetesRuntime};
 use stackd_runtimes::oci::images::{ImageConfig, ImageStore, ImportOptions};
 use stackd_runtimes::oci::{OciConfig, OciRuntime};
 
-use super::{DISK_BYTES, PROGRAM, Subject, prove};
+use super::{DISK_BYTES, On, PROGRAM, Subject, prove};
 use crate::config::Config;
 use crate::doctor::Check;
 use crate::doctor::settings::nearest;
@@ -61,13 +61,9 @@ pub(super) async fn oci(config: &Config) -> anyhow::Result<Vec<Check>> {
         image: IMAGE,
         address: &address,
         node_ports: config.engine.node_ports.clone(),
-        gateway: settings.gateway_address.to_string(),
-        data_dir: config.data_dir.display().to_string(),
+        on: machine(config),
     };
-    let proved = tokio::select! {
-        proved = prove(&subject) => proved,
-        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("it was interrupted")),
-    };
+    let proved = prove(&subject).await;
     runtime.remove_all().await;
     proved
 }
@@ -92,13 +88,9 @@ pub(super) async fn kubernetes(config: &Config) -> anyhow::Result<Vec<Check>> {
         image: &image,
         address: &address,
         node_ports: config.engine.node_ports.clone(),
-        gateway: address.clone(),
-        data_dir: config.data_dir.display().to_string(),
+        on: On::Cluster,
     };
-    tokio::select! {
-        proved = prove(&subject) => proved,
-        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("it was interrupted")),
-    }
+    prove(&subject).await
 }
 
 /// Stacks on the engine that is configured, of a directory of their own.
@@ -134,18 +126,22 @@ pub(super) async fn docker(config: &Config) -> anyhow::Result<Vec<Check>> {
         image: &image,
         address: &address,
         node_ports: config.engine.node_ports.clone(),
-        gateway: settings.gateway_address.to_string(),
-        data_dir: config.data_dir.display().to_string(),
+        on: machine(config),
     };
-    let proved = tokio::select! {
-        proved = prove(&subject) => proved,
-        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("it was interrupted")),
-    };
+    let proved = prove(&subject).await;
     runtime.remove_all().await;
     if let Err(error) = images.remove(&image, true).await {
         tracing::warn!(image, error = error.operator, "an image stays in the engine");
     }
     proved
+}
+
+/// This machine, or that of an engine, as far as it is known here.
+fn machine(config: &Config) -> On {
+    On::Machine {
+        gateway: config.runtime.oci.gateway_address.to_string(),
+        data_dir: config.data_dir.display().to_string(),
+    }
 }
 
 /// A root file system of this program and a place to write to.

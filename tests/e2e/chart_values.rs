@@ -1,0 +1,68 @@
+//! What the chart refuses, before anything of it is in a cluster, and in which words.
+
+use std::process::Command;
+
+const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/helm/stackd");
+
+/// What `helm template` says to these values: what it has rendered, or why it has not.
+fn rendered(values: &[&str]) -> Result<String, String> {
+    let mut helm = Command::new("helm");
+    helm.args(["template", "stackd", CHART, "--namespace", "default"]);
+    for value in values {
+        helm.args(["--set-json", value]);
+    }
+    let output = helm.output().unwrap_or_else(|error| {
+        panic!("helm: {error}; `ci/test.sh helm` builds it, into ~/.cache")
+    });
+    match output.status.success() {
+        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+    }
+}
+
+#[test]
+fn what_cannot_work_is_refused_with_its_name() {
+    if stackd_testkit::kubernetes::is_left_out() {
+        return;
+    }
+    let database = r#"database.existingSecret="pg""#;
+    let refusals: &[(&[&str], &str)] = &[
+        (
+            &["replicas=2"],
+            "several replicas share a PostgreSQL database: set database.existingSecret",
+        ),
+        (
+            &[r#"stacks.namespace="default""#],
+            "stacks.namespace must not be the namespace of the release",
+        ),
+        (&["replicas=10", database], "replicas"),
+        (&["replicas=1.5"], "replicas"),
+        (&[r#"runtime="docker""#], "runtime"),
+        (&[r#"image.repository="""#], "repository"),
+        (&[r#"image.digest="sha256:abc""#], "digest"),
+        (&[r#"image.pullPolicy="Sometimes""#], "pullPolicy"),
+        (&[r#"stacks.namespace="Not_A_Name""#], "namespace"),
+        (&[r#"stacks.nodePorts="31001""#], "nodePorts"),
+        (&[r#"stacks.podSecurity="privileged""#], "podSecurity"),
+        (&[r#"persistence.size="a lot""#], "size"),
+        (&["service.port=0"], "port"),
+        (&[r#"service.type="ExternalName""#], "type"),
+        (&[r#"serviceMonitor.interval="often""#], "interval"),
+        // A name that nothing reads would be believed in.
+        (&["replicaCount=3"], "replicaCount"),
+        (&["persistence.enable=false"], "enable"),
+    ];
+    let refused = |values: &[&str], word: &str| match rendered(values) {
+        Ok(_) => Some(format!("{values:?} is accepted")),
+        Err(said) if said.contains(word) => None,
+        Err(said) => Some(format!("{values:?}: {said:?} does not name {word:?}")),
+    };
+    let wrong: Vec<_> =
+        refusals.iter().filter_map(|(values, word)| refused(values, word)).collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    // What the same words allow is rendered.
+    for values in [&[][..], &["replicas=2", database], &[r#"runtime="simulated""#]] {
+        let rendered = rendered(values).expect("it is accepted");
+        assert!(rendered.contains("kind: Deployment"), "{values:?}");
+    }
+}
