@@ -7,7 +7,7 @@ const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/helm/stackd"
 /// What `helm template` says to these values: what it has rendered, or why it has not.
 fn rendered(values: &[&str]) -> Result<String, String> {
     let mut helm = Command::new("helm");
-    helm.args(["template", "stackd", CHART, "--namespace", "default"]);
+    helm.args(["template", "stackd", CHART, "--namespace", "default", "--kube-version", "1.33.0"]);
     for value in values {
         helm.args(["--set-json", value]);
     }
@@ -35,22 +35,22 @@ fn what_cannot_work_is_refused_with_its_name() {
             &[r#"stacks.namespace="default""#],
             "stacks.namespace must not be the namespace of the release",
         ),
-        (&["replicas=10", database], "replicas"),
-        (&["replicas=1.5"], "replicas"),
-        (&[r#"runtime="docker""#], "runtime"),
-        (&[r#"image.repository="""#], "repository"),
-        (&[r#"image.digest="sha256:abc""#], "digest"),
-        (&[r#"image.pullPolicy="Sometimes""#], "pullPolicy"),
-        (&[r#"stacks.namespace="Not_A_Name""#], "namespace"),
-        (&[r#"stacks.nodePorts="31001""#], "nodePorts"),
-        (&[r#"stacks.podSecurity="privileged""#], "podSecurity"),
-        (&[r#"persistence.size="a lot""#], "size"),
-        (&["service.port=0"], "port"),
-        (&[r#"service.type="ExternalName""#], "type"),
-        (&[r#"serviceMonitor.interval="often""#], "interval"),
+        (&["replicas=10", database], "/replicas'"),
+        (&["replicas=1.5"], "/replicas'"),
+        (&[r#"runtime="docker""#], "/runtime'"),
+        (&[r#"image.repository="""#], "/image/repository'"),
+        (&[r#"image.digest="sha256:abc""#], "/image/digest'"),
+        (&[r#"image.pullPolicy="Sometimes""#], "/image/pullPolicy'"),
+        (&[r#"stacks.namespace="Not_A_Name""#], "/stacks/namespace'"),
+        (&[r#"stacks.nodePorts="31001""#], "/stacks/nodePorts'"),
+        (&[r#"stacks.podSecurity="privileged""#], "/stacks/podSecurity'"),
+        (&[r#"persistence.size="a lot""#], "/persistence/size'"),
+        (&["service.port=0"], "/service/port'"),
+        (&[r#"service.type="ExternalName""#], "/service/type'"),
+        (&[r#"serviceMonitor.interval="often""#], "/serviceMonitor/interval'"),
         // A name that nothing reads would be believed in.
-        (&["replicaCount=3"], "replicaCount"),
-        (&["persistence.enable=false"], "enable"),
+        (&["replicaCount=3"], "'replicaCount' not allowed"),
+        (&["persistence.enable=false"], "'enable' not allowed"),
     ];
     let refused = |values: &[&str], word: &str| match rendered(values) {
         Ok(_) => Some(format!("{values:?} is accepted")),

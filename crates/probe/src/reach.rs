@@ -120,7 +120,9 @@ pub(super) fn kernel_knobs() -> Outcome {
     any(KNOBS.iter().map(rewrite).chain([("/proc/sysrq-trigger".to_owned(), sysrq)]))
 }
 
-pub(super) fn masked() -> Outcome {
+/// With `names`, the names of the kernel's functions may show, as long as their addresses do not: so
+/// it is where nothing but the kernel hides them.
+pub(super) fn masked(names: bool) -> Outcome {
     const MASKED: &[&str] = &[
         "/proc/kcore",
         "/proc/keys",
@@ -132,10 +134,14 @@ pub(super) fn masked() -> Outcome {
         "/proc/1/mem",
         "/sys/kernel/debug/tracing",
     ];
+    const NO_ADDRESS: &[u8] = b"0000000000000000 ";
     let shows = |path: &&str| {
         let mut data = [0; 64];
         let result = match fs::File::open(path).and_then(|mut file| file.read(&mut data)) {
             Ok(0) => Err(std::io::Error::other("empty")),
+            Ok(_) if names && *path == "/proc/kallsyms" && data.starts_with(NO_ADDRESS) => {
+                Err(std::io::Error::other("no addresses"))
+            }
             Ok(_) => Ok(()),
             Err(error) => Err(error),
         };
@@ -149,7 +155,13 @@ pub(super) fn cgroup() -> Outcome {
     let mut attempts = Vec::new();
     for base in ["/sys/fs/cgroup", "/sys/fs/cgroup/memory", "/sys/fs/cgroup/rdma"] {
         let own = format!("{base}/escape");
-        attempts.push((own.clone(), fs::create_dir(&own)));
+        let made = fs::create_dir(&own).and_then(|()| {
+            let is_group = is_on_cgroups(&own);
+            fs::remove_dir(&own)?;
+            // With version 1 the directory that holds the hierarchies may be a mere directory.
+            if is_group { Ok(()) } else { Err(std::io::Error::other("not a control group")) }
+        });
+        attempts.push((own, made));
         for file in ["release_agent", "notify_on_release", "cgroup.procs", "memory.limit_in_bytes"]
         {
             let path = format!("{base}/{file}");
@@ -157,6 +169,16 @@ pub(super) fn cgroup() -> Outcome {
         }
     }
     any(attempts)
+}
+
+fn is_on_cgroups(path: &str) -> bool {
+    const MAGIC: [libc::c_long; 2] = [libc::CGROUP_SUPER_MAGIC, libc::CGROUP2_SUPER_MAGIC];
+    // SAFETY: all zeros are a value of it.
+    let mut of: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the path ends with a zero byte, and there is room for the answer.
+    let result = unsafe { libc::statfs(text(path).as_ptr(), &raw mut of) };
+    // What cannot be told is taken for a hole.
+    result < 0 || MAGIC.contains(&of.f_type)
 }
 
 fn text(text: &str) -> CString {

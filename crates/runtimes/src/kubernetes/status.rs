@@ -232,6 +232,11 @@ impl PodView {
             return Some(Over { exit_code: code, ..Over::failed(why, &word.1) });
         }
         if let Some((container, ended)) = failed_container {
+            if ended.is_unseen() {
+                let text = "its node was restarted, and with it the containers";
+                let at = ended.at.unwrap_or_else(Timestamp::now);
+                return Some(Over { at, ..Over::failed(reason::NODE_REBOOTED, text) });
+            }
             return Some(Over {
                 outcome: Outcome::Failed,
                 exit_code: Some(ended.code),
@@ -319,6 +324,12 @@ fn is_final(message: &str) -> bool {
 }
 
 impl Ended {
+    /// Whether nobody has seen the end: a container runtime that starts, and finds that what it had
+    /// running does not, has these words and this code for it.
+    fn is_unseen(&self) -> bool {
+        self.reason == "Unknown" && self.code == 255
+    }
+
     fn condition(&self, container: &ContainerView) -> Condition {
         let (code, message) = (self.code, self.message.as_str());
         let kind = if container.init { "init container" } else { "container" };
