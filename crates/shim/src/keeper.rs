@@ -2,8 +2,8 @@
 //! checks its health from inside the stack's network, and outlives the server as a shim does.
 //!
 //! Nobody's traffic passes from one stack to another: the only way between a stack's network and
-//! the machine's is this process, which once inside holds no capability. It ends when it is told
-//! to, and by itself when the process that holds the network has ended. One that has no such process
+//! the machine's is this process, which once it speaks with anything of the stack holds no
+//! capability. It ends when it is told to, and by itself when the process that holds the network has ended. One that has no such process
 //! to wait for, since it is in no network, does not outlive its server for long.
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -73,6 +73,10 @@ pub(crate) fn run(
         Some(address) => Target::Outside(address, plan.ports.clone()),
         None => Target::Inside(plan.network),
     };
+    if plan.outside.is_some() {
+        // It enters nothing.
+        give_up_rights()?;
+    }
     let probes = plan.containers.iter().enumerate().map(|(i, container)| (i, container.probes()));
     let health = Health::new(probes, &plan.ports, target);
     let keeper = Keeper {
@@ -84,7 +88,7 @@ pub(crate) fn run(
         health,
         holder: None,
         alone: None,
-        kept: Kept::default(),
+        kept: Kept { hears_ends: true, ..Kept::default() },
         done: false,
         plan,
     };
@@ -128,6 +132,8 @@ impl Keeper {
             Kind::Control => {
                 for peer in self.control.accept(&self.poll) {
                     self.alone = None;
+                    // What another server has run, it will not answer for.
+                    self.probe_commands_lost();
                     let event = Event::Kept(self.kept.clone());
                     self.control.send(&self.poll, peer, &event, Vec::new());
                 }
@@ -136,6 +142,9 @@ impl Keeper {
                 let (asked, alive) = self.control.turn(&self.poll, token.id);
                 for asked in asked {
                     self.asked(asked.request, asked.fds);
+                }
+                if !alive {
+                    self.probe_commands_lost();
                 }
                 if !alive && !self.control.has_peers() {
                     self.left_alone();
@@ -176,10 +185,12 @@ impl Keeper {
                 self.begin_health();
                 self.tell();
             }
-            Request::Probed { attempt, code: Some(code) } => {
+            Request::Probed { attempt, late: true, .. } => self.probe_command_late(attempt),
+            Request::Probed { attempt, code: Some(code), .. } => {
                 self.probe_command_ended(attempt, code);
             }
-            Request::Probed { attempt, code: None } => self.probe_command_skipped(attempt),
+            Request::Probed { attempt, code: None, .. } => self.probe_command_skipped(attempt),
+            Request::Ended { container } => self.container_ended(&container),
             Request::Stop { .. } => self.end(),
             _ => {}
         }
@@ -192,16 +203,25 @@ impl Keeper {
         };
         sys::setns(network.as_fd(), libc::CLONE_NEWNET).at("enter the network namespace")?;
         netlink::set_up(self.plan.network)?;
-        // From here on it only moves bytes between sockets.
-        const NO_NEW_PRIVILEGES: i32 = libc::PR_SET_NO_NEW_PRIVS;
-        sys::prctl(NO_NEW_PRIVILEGES, 1, 0).at("give up rights")?;
-        capabilities::bound(0).at("give up capabilities")?;
-        capabilities::reduce(0).at("give up capabilities")?;
+        give_up_rights()?;
         self.poll
             .add(&holder, Token::new(Kind::Container, 0), Interest::IN)
             .at("wait for the network's end")?;
         self.holder = Some(holder);
         Ok(())
+    }
+
+    /// A container has ended well: it is asked no more, and what it did not answer meanwhile does
+    /// not count.
+    fn container_ended(&mut self, name: &str) {
+        let index = self.plan.containers.iter().position(|container| container.name == name);
+        let Some(index) = index else { return };
+        self.health.container_ended(index);
+        if self.kept.unhealthy_container.as_deref() == Some(name) {
+            self.kept.unhealthy_container = None;
+            self.kept.unhealthy = None;
+            self.tell();
+        }
     }
 
     /// Nobody is connected any more. One that is in a network ends with it; any other would stay for
@@ -236,6 +256,13 @@ impl Keeper {
     }
 }
 
+/// From here on it only moves bytes between sockets.
+fn give_up_rights() -> Result<(), Fault> {
+    sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).at("give up rights")?;
+    capabilities::bound(0).at("give up capabilities")?;
+    capabilities::reduce(0).at("give up capabilities")
+}
+
 impl Watched for Keeper {
     fn parts(&mut self) -> (&mut Health, &Poll) {
         (&mut self.health, &self.poll)
@@ -251,7 +278,7 @@ impl Watched for Keeper {
         command: &[String],
         attempt: u64,
         timeout: Duration,
-    ) -> Result<(), Skip> {
+    ) -> Result<Option<Duration>, Skip> {
         let Some(container) = self.plan.containers.get(container) else { return Err(Skip::Later) };
         // Without a server nobody can run it, and the container is not to blame.
         if !self.control.has_peers() {
@@ -264,7 +291,8 @@ impl Watched for Keeper {
             timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
         };
         self.control.broadcast(&self.poll, &event);
-        Ok(())
+        // Only the server can tell a command that hangs from an engine that does.
+        Ok(None)
     }
 
     fn end_probe(&mut self, _attempt: u64) {
@@ -288,6 +316,7 @@ impl Watched for Keeper {
     fn unhealthy(&mut self, container: usize, role: &'static str, why: &str) {
         let name = self.plan.containers.get(container).map_or("", |c| c.name.as_str());
         self.kept.unhealthy = Some(format!("the {role} probe of container {name:?} failed: {why}"));
+        self.kept.unhealthy_container = Some(name.to_owned());
         self.tell();
     }
 }

@@ -29,6 +29,7 @@ mod sys;
 mod trace;
 pub mod trial;
 
+pub use launch::process::open_files;
 pub use launch::seccomp_profile::profile as seccomp_profile;
 pub use state::read as read_state;
 

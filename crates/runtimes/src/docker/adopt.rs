@@ -39,15 +39,14 @@ impl Inner {
             host: config.host.clone(),
             cause: engine::chain(&e),
         })?;
-        survey::check(&config, &info)?;
+        survey::check(&docker, &config, &info)?;
         let outside = engine::address(&config).await?;
-        pause::ensure(&docker).await.map_err(|e| EngineError::Unfit {
-            host: config.host.clone(),
-            lack: format!("does not take the pause image: {}", e.operator),
-        })?;
+        pause::ensure(&docker)
+            .await
+            .map_err(|e| EngineError::of(&config.host, "does not take the pause image", &e))?;
         let abilities = survey::abilities(&docker, &config, &info).await;
         let networks = match outside {
-            Some(_) => Some(Networks::open(docker.clone(), &instance, &config).await?),
+            Some(_) => Some(Arc::new(Networks::open(docker.clone(), &instance, &config).await?)),
             None => None,
         };
         let machine = of_engine(&config, &info);
@@ -92,13 +91,15 @@ impl Inner {
                 instance,
                 abilities,
                 seccomp: stackd_shim::seccomp_profile().to_string(),
+                open_files: stackd_shim::open_files(),
                 config,
             },
             docker,
         });
         inner.adopt().await?;
         tokio::spawn(super::watch::listen(Arc::clone(&inner)));
-        if !inner.mold.abilities.limits_disk {
+        // Elsewhere only what the engine may limit can be measured.
+        if inner.mold.abilities.is_here || !inner.mold.abilities.limits_disk {
             tokio::spawn(super::watch::watch_disks(Arc::clone(&inner)));
         }
         Ok(inner)
@@ -152,7 +153,10 @@ impl Inner {
         let ended = matches!(record.state, RuntimeState::Ended { .. });
         let was_ready = matches!(record.state, RuntimeState::Running { .. });
         let epoch = record.request.epoch;
-        let entry = self.entry(record.request, record.state);
+        // What becomes of this machine does not matter to what is on another.
+        let rebooted_since = self.outside.is_none() && record.boot_id != self.boot_id;
+        let mut entry = self.entry(record.request, record.state);
+        entry.started = record.started;
         let request = Arc::clone(&entry.request);
         {
             let mut state = self.state.lock();
@@ -163,9 +167,9 @@ impl Inner {
             return;
         }
         if containers.is_empty() {
-            let state = match record.boot_id == self.boot_id {
-                true => lost("the stack's containers were removed"),
-                false => rebooted(),
+            let state = match rebooted_since {
+                false => lost("the stack's containers were removed"),
+                true => rebooted(),
             };
             self.end_keeper(id).await;
             return self.publish(id, state);
@@ -183,7 +187,7 @@ impl Inner {
         let keeper = Keeper::find(&self.directory(id)).ok();
         let had_keeper = keeper.is_some();
         let mut pod = Pod::with(Arc::clone(self), request, keeper, ids, with_sandbox);
-        if record.boot_id != self.boot_id {
+        if rebooted_since {
             pod.rebooted(rebooted());
         }
         let resumed = pod.resume(was_ready).await;

@@ -57,7 +57,10 @@ pub(super) async fn find(
 fn limit(limits: &HostConfig) -> Requested {
     let amount = |number: Option<i64>| u64::try_from(number.unwrap_or(0)).unwrap_or(0);
     Requested {
-        cpu_milli: amount(limits.nano_cpus) / 1_000_000,
+        cpu_milli: match amount(limits.nano_cpus) {
+            0 => amount(limits.cpu_quota).saturating_mul(1000) / amount(limits.cpu_period).max(1),
+            nano => nano / 1_000_000,
+        },
         memory_bytes: amount(limits.memory),
         disk_bytes: 0,
     }

@@ -25,12 +25,16 @@ pub struct DockerConfig {
     pub subnets: String,
     /// How many networks are made ahead of need, on an engine elsewhere.
     pub ready_networks: usize,
-    /// Seconds between two looks at how much disk stacks use, where the engine cannot limit it.
+    /// Seconds between two looks at how much disk stacks use, as far as the engine cannot limit it.
     pub disk_look_seconds: u64,
     /// How long the keeper of a stack on an engine elsewhere waits for the next server: it cannot
     /// tell whether the stack is still there.
     #[serde(skip)]
     pub keeper_patience: Duration,
+    /// How often the engine's events are asked for anew, and everything is looked at: nobody would
+    /// notice otherwise that a connection is dead.
+    #[serde(skip)]
+    pub renew_events: Duration,
     /// What the embedded runtime is told of this machine holds here too.
     #[serde(skip)]
     pub machine: MachineConfig,
@@ -79,6 +83,7 @@ impl Default for DockerConfig {
             ready_networks: 4,
             disk_look_seconds: 10,
             keeper_patience: Duration::from_secs(600),
+            renew_events: Duration::from_secs(60),
             machine: MachineConfig::default(),
         }
     }

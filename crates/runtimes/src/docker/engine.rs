@@ -43,6 +43,17 @@ pub enum EngineError {
     Machine(#[from] std::io::Error),
 }
 
+impl EngineError {
+    /// What is to become of a server whose engine did not do something at its start.
+    pub(super) fn of(host: &str, lack: &str, error: &RuntimeError) -> Self {
+        let host = host.to_owned();
+        match error.kind {
+            ErrorKind::Retry => Self::Unreachable { host, cause: error.operator.clone() },
+            _ => Self::Unfit { host, lack: format!("{lack}: {}", error.operator) },
+        }
+    }
+}
+
 /// Connects, and agrees on a version of the API.
 pub(super) async fn connect(config: &DockerConfig) -> Result<Docker, EngineError> {
     let host = config.host.as_str();
@@ -154,10 +165,28 @@ pub(super) fn unless_absent(result: Result<(), Error>) -> Result<(), Error> {
     }
 }
 
+/// Whether an engine that answers says that it cannot work now: it is being stopped, or what it
+/// runs containers with is.
+fn is_passing(status: u16, message: &str) -> bool {
+    let words = [
+        "shutdown",
+        "shutting down",
+        "context canceled",
+        "code = unavailable",
+        "connection is closing",
+        "connection error",
+        "connection refused",
+        "ttrpc: closed",
+    ];
+    let message = message.to_ascii_lowercase();
+    matches!(status, 500 | 503) && words.iter().any(|word| message.contains(word))
+}
+
 /// A failure that is not about what the caller asked for.
 pub(super) fn fault(doing: &str, error: &Error) -> RuntimeError {
     let operator = format!("{doing}: {}", chain(error));
     match answer(error) {
+        Some((status, message)) if is_passing(status, message) => away(operator),
         Some(_) => {
             let text = "the Docker engine could not start the containers";
             RuntimeError::new(
@@ -205,4 +234,28 @@ pub(super) fn refused_start(container: &str, doing: &str, error: &Error) -> Runt
         return RuntimeError::open(ErrorKind::Rejected, reason::START_ERROR, text);
     }
     fault(doing, &Error::DockerResponseServerError { status_code: status, message: operator })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engine_that_cannot_work_now_is_asked_again() {
+        let kind = |status_code, message: &str| {
+            let message = message.to_owned();
+            fault("try", &Error::DockerResponseServerError { status_code, message }).kind
+        };
+        for message in [
+            "transport: Error while dialing dial unix /run/containerd.sock: connect: connection \
+             refused: unknown",
+            "rpc error: code = Unavailable desc = transport is closing",
+            "the server is shutting down",
+        ] {
+            assert_eq!(kind(500, message), ErrorKind::Retry, "{message}");
+        }
+        assert_eq!(kind(503, "Engine shutdown in progress"), ErrorKind::Retry);
+        assert_eq!(kind(500, "failed to create task for container: no space"), ErrorKind::Failed);
+        assert_eq!(kind(409, "connection refused"), ErrorKind::Failed);
+    }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bollard::container::LogOutput;
 use bollard::errors::Error;
 use bollard::exec::{StartExecOptions, StartExecResults};
-use bollard::models::ExecConfig;
+use bollard::models::{ExecConfig, ExecInspectResponse};
 use bollard::query_parameters::{
     KillContainerOptionsBuilder, ResizeExecOptionsBuilder, StopContainerOptionsBuilder,
 };
@@ -21,14 +21,16 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::engine::{answer, fault, unless_absent};
+use super::engine::{answer, fault, is_absent, unless_absent};
 use super::inventory::Inner;
 use super::keeper::{handles, hold};
 use super::not_running;
 use crate::host::signals;
 
-/// How often it is asked for the code of a command whose output has ended.
-const CODE_LOOK: Duration = Duration::from_millis(5);
+/// How soon it is asked again how a command is, at first and at last: one that has closed its output
+/// may go on for long.
+const FIRST_LOOK: Duration = Duration::from_millis(5);
+const LAST_LOOK: Duration = Duration::from_secs(1);
 
 /// Runs a command.
 pub(super) async fn run(
@@ -143,30 +145,52 @@ async fn carry(mut output: Output, sender: Sender, guard: Guard) {
 
 /// The code of a command whose output has ended.
 async fn code(inner: &Inner, exec: &str) -> Result<i32, RuntimeError> {
+    let mut pause = FIRST_LOOK;
     loop {
         let there = inner.docker.inspect_exec(exec).await.map_err(|_| not_running())?;
-        match (there.running, there.exit_code) {
-            (Some(false), Some(code)) => return Ok(i32::try_from(code).unwrap_or(i32::MAX)),
-            (Some(false), None) => return Err(not_running()),
-            _ => tokio::time::sleep(CODE_LOOK).await,
+        match ended(&there) {
+            Some(Some(code)) => return Ok(code),
+            Some(None) => return Err(not_running()),
+            None => tokio::time::sleep(pause).await,
         }
+        pause = (pause * 2).min(LAST_LOOK);
     }
 }
 
-/// Runs a probe's command to its end; none where it could not be run or has had its time.
+/// Whether a command has ended, and with which code where that is known.
+fn ended(there: &ExecInspectResponse) -> Option<Option<i32>> {
+    let code = there.exit_code.map(|code| i32::try_from(code).unwrap_or(i32::MAX));
+    (there.running == Some(false)).then_some(code)
+}
+
+/// What became of a probe's command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Probe {
+    /// It ended with this code.
+    Ended(i32),
+    /// It had not ended in its time.
+    Late,
+    /// The engine did not run it, or does not say what became of it.
+    Unknown,
+}
+
+/// Runs a probe's command to its end, or until it has had its time, which begins when it runs.
 pub(super) async fn probe(
     inner: &Arc<Inner>,
     container: &str,
     command: Vec<String>,
     limit: Duration,
-) -> Option<i32> {
+) -> Probe {
     let config = ExecConfig {
         attach_stdout: Some(true),
         attach_stderr: Some(true),
         cmd: Some(command),
         ..ExecConfig::default()
     };
-    let exec = inner.docker.create_exec(container, config).await.ok()?.id;
+    let Ok(made) = inner.docker.create_exec(container, config).await else {
+        return Probe::Unknown;
+    };
+    let exec = made.id;
     let work = async {
         let started = inner.docker.start_exec(&exec, None).await.ok()?;
         if let StartExecResults::Attached { mut output, input } = started {
@@ -175,11 +199,39 @@ pub(super) async fn probe(
         }
         code(inner, &exec).await.ok()
     };
-    let result = tokio::time::timeout(limit, work).await;
-    if result.is_err() {
-        kill(inner, &exec, container).await;
+    let its_time = async {
+        begun(inner, &exec).await;
+        tokio::time::sleep(limit).await;
+    };
+    tokio::select! {
+        code = work => return code.map_or(Probe::Unknown, Probe::Ended),
+        () = its_time => {}
     }
-    result.ok().flatten()
+    // It may have ended long ago and the engine be late to tell.
+    match inner.docker.inspect_exec(&exec).await.map(|there| ended(&there)) {
+        Ok(Some(Some(code))) => Probe::Ended(code),
+        Ok(None) => {
+            kill(inner, &exec, container).await;
+            Probe::Late
+        }
+        Ok(Some(None)) | Err(_) => Probe::Unknown,
+    }
+}
+
+/// Waits until a command runs or has run.
+async fn begun(inner: &Inner, exec: &str) {
+    let mut pause = FIRST_LOOK;
+    loop {
+        tokio::time::sleep(pause).await;
+        match inner.docker.inspect_exec(exec).await {
+            Ok(there) if there.pid.is_some_and(|pid| pid > 0) => return,
+            Ok(there) if matches!(ended(&there), Some(Some(_))) => return,
+            // An engine that was restarted does not know it any more.
+            Err(e) if is_absent(&e) => return,
+            _ => {}
+        }
+        pause = (pause * 2).min(LAST_LOOK);
+    }
 }
 
 /// Where a command's input goes.

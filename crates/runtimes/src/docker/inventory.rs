@@ -1,7 +1,7 @@
 //! What stacks there are and how they are. What the server must know of a stack again after its
 //! restart is written below the data directory; what the engine has is found by its labels.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -44,7 +44,7 @@ pub(super) struct Inner {
     pub(super) images: Arc<Images>,
     /// Of an engine elsewhere: its address.
     pub(super) outside: Option<IpAddr>,
-    pub(super) networks: Option<Networks>,
+    pub(super) networks: Option<Arc<Networks>>,
     pub(super) program: OwnedFd,
     pub(super) boot_id: String,
     pub(super) state: Mutex<State>,
@@ -69,7 +69,11 @@ pub(super) struct Entry {
     /// Who looks after it, until it has ended.
     pub(super) warden: Option<Warden>,
     /// Where it writes, on this machine.
-    pub(super) paths: Vec<PathBuf>,
+    pub(super) paths: BTreeSet<PathBuf>,
+    /// Those of its containers of which only the engine knows how much they have written.
+    pub(super) unseen: BTreeSet<String>,
+    /// When each of its containers was started, in the engine's words.
+    pub(super) started: BTreeMap<String, String>,
     /// What it had written when it was last looked at.
     pub(super) disk_bytes: u64,
 }
@@ -106,6 +110,10 @@ pub(super) struct Record {
     pub(super) boot_id: String,
     /// Whether its start was answered: what was not is begun anew.
     pub(super) whole: bool,
+    /// When each of its containers was started, in the engine's words: one that has another time
+    /// now was started by somebody else.
+    #[serde(default)]
+    pub(super) started: BTreeMap<String, String>,
 }
 
 impl Entry {
@@ -168,8 +176,13 @@ impl Inner {
             if entry.observed.state == now {
                 return;
             }
-            let request = (*entry.request).clone();
-            Record { request, state: now.clone(), boot_id: self.boot_id.clone(), whole: true }
+            Record {
+                request: (*entry.request).clone(),
+                state: now.clone(),
+                boot_id: self.boot_id.clone(),
+                whole: true,
+                started: entry.started.clone(),
+            }
         };
         // Nobody hears of what the next server would not know.
         self.write(&record);
@@ -212,6 +225,11 @@ impl Inner {
                 let _ = warden.notes.send(Note::Look);
             }
         }
+    }
+
+    /// Whether a stack is here and has ended.
+    pub(super) fn has_ended(&self, id: StackId) -> bool {
+        self.state.lock().entries.get(&id).is_some_and(Entry::is_ended)
     }
 
     /// The engine's name for a container of a stack that runs.
@@ -265,6 +283,23 @@ impl Inner {
         state.entries.remove(&id);
         state.locks.remove(&id);
         Ok(())
+    }
+
+    /// Removes what the engine has of a stack that is not known here, unless one is being made.
+    pub(super) async fn remove_orphan(&self, id: StackId) -> Result<(), RuntimeError> {
+        let lock = self.lock_of(id);
+        let _turn = lock.lock().await;
+        if self.state.lock().entries.contains_key(&id) {
+            return Ok(());
+        }
+        tracing::info!(stack = %id, "the engine has something of a stack that is not known");
+        let result = self.clear(id).await;
+        let mut state = self.state.lock();
+        // Unless somebody else waits for it: this one's and the list's are two.
+        if Arc::strong_count(&lock) == 2 {
+            state.locks.remove(&id);
+        }
+        result
     }
 
     /// Removes all that the engine has of a stack.
@@ -330,7 +365,9 @@ impl Inner {
             },
             request: Arc::new(request),
             warden: None,
-            paths: Vec::new(),
+            paths: BTreeSet::new(),
+            unseen: BTreeSet::new(),
+            started: BTreeMap::new(),
             disk_bytes: 0,
         }
     }

@@ -68,7 +68,7 @@ impl DockerRuntime {
         EngineImages { docker: inner.docker.clone(), images: Arc::clone(&inner.images) }
     }
 
-    /// Removes every stack of this data directory.
+    /// Removes every stack of this data directory, and the networks that were made for them.
     pub async fn remove_all(&self) {
         let ids: Vec<_> = self.inner.state.lock().entries.keys().copied().collect();
         for id in ids {
@@ -76,6 +76,16 @@ impl DockerRuntime {
                 tracing::warn!(stack = %id, error = error.operator, "a stack was not removed");
             }
         }
+        if let Some(networks) = &self.inner.networks
+            && let Err(error) = networks.clear().await
+        {
+            tracing::warn!(error = error.operator, "networks stay in the engine");
+        }
+    }
+
+    /// Where a stack on an engine elsewhere finds its machine.
+    pub fn gateway_of(&self, id: StackId) -> Option<std::net::Ipv4Addr> {
+        self.inner.networks.as_ref()?.gateway_of(id)
     }
 }
 

@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use bollard::Docker;
 use bollard::models::{Ipam, IpamConfig, NetworkCreateRequest};
@@ -16,7 +17,7 @@ use parking_lot::Mutex;
 use stackd_core::{RuntimeError, StackId};
 
 use super::config::DockerConfig;
-use super::engine::{EngineError, answer, failed, fault, unless_absent};
+use super::engine::{EngineError, answer, failed, fault, is_absent, unless_absent};
 use super::objects;
 use super::plan::Place;
 
@@ -36,6 +37,8 @@ pub(super) struct Networks {
     count: u32,
     ready: usize,
     state: Mutex<State>,
+    /// One at a time makes them ahead.
+    filling: tokio::sync::Mutex<()>,
 }
 
 #[derive(Default)]
@@ -45,6 +48,37 @@ struct State {
     used: HashMap<StackId, u32>,
     /// Those that somebody else's networks are in the way of.
     blocked: BTreeSet<u32>,
+    /// The one that is being made ahead.
+    filling: Option<u32>,
+}
+
+impl State {
+    /// The first that is nobody's.
+    fn unclaimed(&self, count: u32) -> Option<u32> {
+        let taken: BTreeSet<_> = self.used.values().copied().collect();
+        (0..count).find(|number| {
+            !taken.contains(number)
+                && !self.free.contains(number)
+                && !self.blocked.contains(number)
+                && self.filling != Some(*number)
+        })
+    }
+
+    /// Gives a stack the one that it has, else one that is there, else one that is to be made.
+    fn take(&mut self, id: StackId, count: u32) -> Option<u32> {
+        let number = match self.used.get(&id) {
+            Some(number) => *number,
+            None => self.free.pop_first().or_else(|| self.unclaimed(count))?,
+        };
+        self.used.insert(id, number);
+        Some(number)
+    }
+
+    /// Takes from a stack a network whose addresses are somebody else's.
+    fn block(&mut self, id: StackId, number: u32) {
+        self.used.remove(&id);
+        self.blocked.insert(number);
+    }
 }
 
 impl Networks {
@@ -67,6 +101,7 @@ impl Networks {
             count,
             ready: config.ready_networks,
             state: Mutex::default(),
+            filling: tokio::sync::Mutex::default(),
         };
         let unreachable = |e: bollard::errors::Error| EngineError::Unreachable {
             host: config.host.clone(),
@@ -92,10 +127,8 @@ impl Networks {
                 }
             }
         }
-        networks.fill().await.map_err(|e| EngineError::Unfit {
-            host: config.host.clone(),
-            lack: format!("does not make networks: {}", e.operator),
-        })?;
+        let filled = networks.fill().await;
+        filled.map_err(|e| EngineError::of(&config.host, "does not make networks", &e))?;
         Ok(networks)
     }
 
@@ -109,27 +142,31 @@ impl Networks {
     }
 
     /// A network for a stack: one that is there, else a new one.
-    pub(super) async fn take(&self, id: StackId) -> Result<Place, RuntimeError> {
-        let there = {
-            let mut state = self.state.lock();
-            match state.used.get(&id).copied() {
-                Some(number) => Some(number),
-                None => state.free.pop_first().inspect(|number| {
-                    state.used.insert(id, *number);
-                }),
+    pub(super) async fn take(self: &Arc<Self>, id: StackId) -> Result<Place, RuntimeError> {
+        loop {
+            let number = self.state.lock().take(id, self.count);
+            let number = match number {
+                Some(number) => number,
+                None if self.state.lock().filling.is_some() => {
+                    // The last one is about to be there.
+                    drop(self.filling.lock().await);
+                    continue;
+                }
+                None => return Err(failed("every network's addresses are in use")),
+            };
+            match self.make(number).await {
+                Ok(true) => {
+                    let networks = Arc::clone(self);
+                    tokio::spawn(async move { networks.refill().await });
+                    return Ok(Place { network: self.name(number) });
+                }
+                Ok(false) => self.state.lock().block(id, number),
+                Err(error) => {
+                    self.state.lock().used.remove(&id);
+                    return Err(error);
+                }
             }
-        };
-        let number = match there {
-            Some(number) => number,
-            None => {
-                let number = self.make().await?;
-                let mut state = self.state.lock();
-                state.free.remove(&number);
-                state.used.insert(id, number);
-                number
-            }
-        };
-        Ok(Place { network: self.name(number) })
+        }
     }
 
     /// Takes a network back from a stack that is removed.
@@ -144,60 +181,88 @@ impl Networks {
                 Some(number)
             }
         };
-        let Some(number) = surplus else { return Ok(()) };
-        let removed = self.docker.remove_network(&self.name(number)).await;
-        unless_absent(removed).map_err(|e| fault("remove a network", &e))
+        match surplus {
+            Some(number) => self.remove(number).await,
+            None => Ok(()),
+        }
     }
 
-    /// Makes as many ahead as are configured.
-    pub(super) async fn fill(&self) -> Result<(), RuntimeError> {
-        while self.state.lock().free.len() < self.ready {
-            let number = self.make().await?;
-            self.state.lock().free.insert(number);
+    /// Removes those that serve nobody.
+    pub(super) async fn clear(&self) -> Result<(), RuntimeError> {
+        let free = std::mem::take(&mut self.state.lock().free);
+        for number in free {
+            self.remove(number).await?;
         }
         Ok(())
     }
 
-    /// Makes a network with addresses that nobody has.
-    async fn make(&self) -> Result<u32, RuntimeError> {
+    async fn remove(&self, number: u32) -> Result<(), RuntimeError> {
+        let removed = self.docker.remove_network(&self.name(number)).await;
+        unless_absent(removed).map_err(|e| fault("remove a network", &e))
+    }
+
+    /// The address of a stack's machine in its network.
+    pub(super) fn gateway_of(&self, id: StackId) -> Option<Ipv4Addr> {
+        self.state.lock().used.get(&id).map(|number| self.gateway(*number))
+    }
+
+    /// Makes some ahead again for those that were taken. What fails is made when it is needed, or
+    /// told then.
+    async fn refill(&self) {
+        if let Err(error) = self.fill().await {
+            tracing::debug!(error = error.operator, "no network is made ahead");
+        }
+    }
+
+    /// Makes as many ahead as are configured and have room.
+    pub(super) async fn fill(&self) -> Result<(), RuntimeError> {
+        let _turn = self.filling.lock().await;
         loop {
             let number = {
                 let mut state = self.state.lock();
-                let taken = |number: &u32| {
-                    state.free.contains(number)
-                        || state.blocked.contains(number)
-                        || state.used.values().any(|used| used == number)
-                };
-                let number = (0..self.count).find(|number| !taken(number));
-                let number =
-                    number.ok_or_else(|| failed("every network's addresses are in use"))?;
-                // Nobody else is to try it meanwhile.
-                state.blocked.insert(number);
+                if state.free.len() >= self.ready {
+                    return Ok(());
+                }
+                let Some(number) = state.unclaimed(self.count) else { return Ok(()) };
+                state.filling = Some(number);
                 number
             };
-            let made = self.docker.create_network(self.described(number)).await;
-            match made {
-                Ok(_) => {
-                    self.state.lock().blocked.remove(&number);
-                    return Ok(number);
-                }
-                Err(e) if answer(&e).is_some_and(|(_, text)| text.contains("already exists")) => {
-                    self.state.lock().blocked.remove(&number);
-                    return Ok(number);
-                }
-                // Somebody's network is in the way.
-                Err(e) if answer(&e).is_some_and(|(_, text)| text.contains("overlap")) => {}
-                Err(e) => {
-                    self.state.lock().blocked.remove(&number);
-                    return Err(fault("make a network", &e));
-                }
-            }
+            let made = self.make(number).await;
+            let mut state = self.state.lock();
+            state.filling = None;
+            match made? {
+                true => state.free.insert(number),
+                false => state.blocked.insert(number),
+            };
         }
+    }
+
+    /// Makes a network unless it is there: one that was may have been removed by somebody. Says
+    /// whether its addresses can be had.
+    async fn make(&self, number: u32) -> Result<bool, RuntimeError> {
+        match self.docker.inspect_network(&self.name(number), None).await {
+            Ok(_) => return Ok(true),
+            Err(e) if is_absent(&e) => {}
+            Err(e) => return Err(fault("look for a network", &e)),
+        }
+        match self.docker.create_network(self.described(number)).await {
+            Ok(_) => Ok(true),
+            Err(e) if answer(&e).is_some_and(|(_, text)| text.contains("already exists")) => {
+                Ok(true)
+            }
+            // Somebody's network is in the way.
+            Err(e) if answer(&e).is_some_and(|(_, text)| text.contains("overlap")) => Ok(false),
+            Err(e) => Err(fault("make a network", &e)),
+        }
+    }
+
+    fn gateway(&self, number: u32) -> Ipv4Addr {
+        Ipv4Addr::from(self.first + number * ADDRESSES + 1)
     }
 
     fn described(&self, number: u32) -> NetworkCreateRequest {
         let first = Ipv4Addr::from(self.first + number * ADDRESSES);
-        let gateway = Ipv4Addr::from(self.first + number * ADDRESSES + 1);
+        let gateway = self.gateway(number);
         let option = |name: &str, value: &str| {
             (format!("com.docker.network.bridge.{name}"), value.to_owned())
         };

@@ -13,6 +13,8 @@ use super::engine::{failed, fault, is_absent};
 
 /// Its name in the engine.
 pub(super) const IMAGE: &str = "stackd-pause:1";
+/// The label that says that it is ours.
+const LABEL: &str = "io.stackd.pause";
 /// What its container may use: the engine itself starts in it.
 pub(super) const MEMORY_BYTES: i64 = 16 << 20;
 /// How many volumes a stack's network holder can open.
@@ -26,7 +28,13 @@ pub(super) fn volume_path(n: usize) -> String {
 /// Makes sure that the engine has the image.
 pub(super) async fn ensure(docker: &Docker) -> Result<(), RuntimeError> {
     match docker.inspect_image(IMAGE).await {
-        Ok(_) => return Ok(()),
+        Ok(there) => {
+            let labels = there.config.and_then(|config| config.labels).unwrap_or_default();
+            return match labels.contains_key(LABEL) {
+                true => Ok(()),
+                false => Err(failed(format!("the engine has an image {IMAGE:?} that is not ours"))),
+            };
+        }
         Err(e) if is_absent(&e) => {}
         Err(e) => return Err(fault("look for the pause image", &e)),
     }
@@ -51,7 +59,7 @@ fn archive(architecture: &str) -> Option<std::io::Result<Vec<u8>>> {
         let config = json!({
             "architecture": name,
             "os": "linux",
-            "config": {"Entrypoint": ["/pause"], "Labels": {"io.stackd.pause": "1"}},
+            "config": {"Entrypoint": ["/pause"], "Labels": {LABEL: "1"}},
             "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", digest(&layer))]},
             "history": [],
         })

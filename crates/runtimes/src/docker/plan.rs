@@ -5,8 +5,8 @@ use std::collections::HashMap;
 
 use bollard::models::{
     ContainerCreateBody, HealthConfig, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig,
-    Mount, MountType, MountVolumeOptions, PortBinding, RestartPolicy, RestartPolicyNameEnum,
-    VolumeCreateRequest,
+    Mount, MountType, MountVolumeOptions, PortBinding, ResourcesUlimits, RestartPolicy,
+    RestartPolicyNameEnum, VolumeCreateRequest,
 };
 use stackd_core::isolation::{self, MASKED_PATHS, READ_ONLY_PATHS};
 use stackd_core::runtime::{EnsureRequest, ErrorKind};
@@ -21,6 +21,9 @@ use super::objects;
 /// What the workload's processes are raised to, so that the machine, when it is short of memory,
 /// ends them before anything of its own.
 const OOM_SCORE: i64 = 500;
+/// The kernel's usual period of a CPU limit, and the least that it takes of one, in microseconds.
+const CPU_PERIOD: i64 = 100_000;
+const LEAST_CPU_QUOTA: i64 = 1000;
 /// The most of a stack's memory that `/dev/shm` may hold.
 const SHM_BYTES: u64 = 64 << 20;
 
@@ -43,6 +46,8 @@ pub(super) struct Mold {
     pub(super) abilities: Abilities,
     /// The filter of system calls, as the engine takes it.
     pub(super) seccomp: String,
+    /// How many files a process may open at once.
+    pub(super) open_files: u64,
 }
 
 /// A stack's plan.
@@ -97,15 +102,18 @@ impl Mold {
             containers.push((objects::container(request.id, &container.name), body));
         }
         let sandbox = with_sandbox.then(|| self.sandbox(request, place, pause_image));
-        let on_disk = (spec.volumes.iter())
-            .filter(|volume| volume.medium == VolumeMedium::Disk)
-            .flat_map(|volume| {
-                self.parts(request, volume)
-                    .into_iter()
-                    .map(|part| objects::volume(request.id, &volume.name, part))
-            })
-            .collect();
+        let on_disk = self.kept(request, VolumeMedium::Disk);
         Ok(Plan { sandbox, containers, volumes, on_disk })
+    }
+
+    /// The names of a stack's volumes that are kept on this medium.
+    pub(super) fn kept(&self, request: &EnsureRequest, medium: VolumeMedium) -> Vec<String> {
+        let volumes = request.spec.volumes.iter().filter(|volume| volume.medium == medium);
+        let names = volumes.flat_map(|volume| {
+            let parts = self.parts(request, volume).into_iter();
+            parts.map(|part| objects::volume(request.id, &volume.name, part))
+        });
+        names.collect()
     }
 
     /// What every container of a stack is held to.
@@ -128,6 +136,7 @@ impl Mold {
             masked_paths: Some(owned(MASKED_PATHS)),
             readonly_paths: Some(read_only_paths()),
             pids_limit: Some(pids.into()),
+            ulimits: Some(vec![bound("core", 0), bound("nofile", signed(self.open_files))]),
             readonly_rootfs: Some(restrictions.read_only_root),
             oom_score_adj: Some(OOM_SCORE),
             cgroupns_mode: self.abilities.cgroup_v2.then_some(HostConfigCgroupnsModeEnum::PRIVATE),
@@ -154,7 +163,8 @@ impl Mold {
             memory: Some(signed(memory)),
             // As much as the memory alone: no swap.
             memory_swap: Some(signed(memory)),
-            nano_cpus: Some(signed(container.resources.cpu_milli.saturating_mul(1_000_000))),
+            cpu_period: Some(CPU_PERIOD),
+            cpu_quota: Some(cpu_quota(container.resources.cpu_milli)),
             shm_size: Some(signed(memory.clamp(1 << 16, SHM_BYTES))),
             mounts: Some(self.mounts(request, container)),
             ..self.isolated(request)
@@ -424,6 +434,30 @@ fn sub_path(mount: &VolumeMount) -> Option<&str> {
     mount.sub_path.as_deref().map(|path| path.trim_matches('/')).filter(|path| !path.is_empty())
 }
 
+/// A limit of a process that it cannot raise.
+fn bound(name: &str, most: i64) -> ResourcesUlimits {
+    ResourcesUlimits { name: Some(name.to_owned()), soft: Some(most), hard: Some(most) }
+}
+
+/// What a container may use of each period, on all CPUs together. In these words more than the
+/// machine has is taken as no limit, as on the embedded runtime; as a number of CPUs it is refused.
+fn cpu_quota(milli: u64) -> i64 {
+    signed(milli.saturating_mul(100)).max(LEAST_CPU_QUOTA)
+}
+
 fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_number_of_cpus_is_a_quota_that_the_kernel_takes() {
+        assert_eq!(cpu_quota(100), 10_000);
+        assert_eq!(cpu_quota(512_000), 51_200_000);
+        assert_eq!(cpu_quota(1), LEAST_CPU_QUOTA);
+        assert_eq!(cpu_quota(u64::MAX), i64::MAX);
+    }
 }

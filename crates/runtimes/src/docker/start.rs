@@ -1,6 +1,7 @@
 //! Starting a stack: its objects are made and its keeper is started at the same time, then its
 //! first container runs; the rest of its life is in `pod`.
 
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -81,6 +82,7 @@ impl Inner {
             state: state.clone(),
             boot_id: self.boot_id.clone(),
             whole: false,
+            started: Default::default(),
         });
         let entry = self.entry(request, state);
         let request = Arc::clone(&entry.request);
@@ -164,6 +166,11 @@ impl Inner {
         for volume in &plan.volumes {
             let made = self.docker.create_volume(volume.clone()).await;
             let made = made.map_err(|e| fault("make a volume", &e))?;
+            // The engine answers with one that is there already, whosoever it is.
+            if !self.is_of(request.id, &made.labels) {
+                let text = format!("the engine has a volume {:?} that is not ours", made.name);
+                return Err(failed(text));
+            }
             if self.mold.abilities.is_here && plan.on_disk.contains(&made.name) {
                 open_to_all(&made.mountpoint)
                     .map_err(|e| failed(format!("{}: {e}", made.mountpoint)))?;
@@ -208,11 +215,7 @@ impl Inner {
                 // What a start that was cut off has left, if it is ours.
                 let there = self.docker.inspect_container(name, None).await;
                 let labels = there.ok().and_then(|there| there.config?.labels);
-                let ours = labels.as_ref().is_some_and(|labels| {
-                    labels.get(objects::INSTANCE) == Some(&self.mold.instance)
-                        && objects::stack_of(labels) == Some(id)
-                });
-                if !ours {
+                if !labels.is_some_and(|labels| self.is_of(id, &labels)) {
                     let text = format!("the engine has a container {name:?} that is not ours: {e}");
                     return Err(failed(text).into());
                 }
@@ -228,6 +231,12 @@ impl Inner {
             }
             Err(e) => Err(refused_start(container, "make a container", &e).into()),
         }
+    }
+
+    /// Whether what has these labels is of a stack of this server.
+    fn is_of(&self, id: StackId, labels: &HashMap<String, String>) -> bool {
+        labels.get(objects::INSTANCE) == Some(&self.mold.instance)
+            && objects::stack_of(labels) == Some(id)
     }
 
     /// Forgets what a start that failed has left here.

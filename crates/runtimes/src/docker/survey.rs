@@ -62,18 +62,23 @@ pub async fn survey(config: &DockerConfig, room: &RoomPolicy, size: &Requested) 
         config.host,
     );
     let mut findings = vec![finding("engine", Fit::Good, text, "")];
-    let spoken = docker.client_version();
-    let is_known = (spoken.major_version, spoken.minor_version) >= OLDEST_API;
-    findings.push(finding(
-        "engine API",
-        if is_known { Fit::Good } else { Fit::Not },
-        format!("{spoken}; {}.{} or newer is needed", OLDEST_API.0, OLDEST_API.1),
-        "take Docker 20.10 or newer",
-    ));
+    findings.push(api(&docker));
     findings.push(permissions(&info));
     findings.extend(judged(config, &info));
     findings.push(capacity::find(&docker, config, &info, room, size).await);
     findings
+}
+
+/// The version of the API that was agreed on.
+fn api(docker: &Docker) -> Finding {
+    let spoken = docker.client_version();
+    let is_known = (spoken.major_version, spoken.minor_version) >= OLDEST_API;
+    Finding {
+        name: "engine API",
+        fit: if is_known { Fit::Good } else { Fit::Not },
+        found: format!("{spoken}; {}.{} or newer is needed", OLDEST_API.0, OLDEST_API.1),
+        fix: "take Docker 20.10 or newer",
+    }
 }
 
 /// The engine did not answer; or it did, and not to us.
@@ -176,16 +181,23 @@ fn judged(config: &DockerConfig, info: &SystemInfo) -> Vec<Finding> {
         .collect();
     let driver = info.driver.as_deref().unwrap_or("unknown");
     let below = status.get("Backing Filesystem").copied().unwrap_or("unknown");
-    let may_limit = matches!(driver, "btrfs" | "zfs" | "devicemapper")
-        || (driver.starts_with("overlay") && below == "xfs");
+    // containerd keeps the images then, and has no word for a limit.
+    let of_containerd =
+        status.get("driver-type").is_some_and(|kind| kind.starts_with("io.containerd."));
+    let may_limit = !of_containerd
+        && (matches!(driver, "btrfs" | "zfs" | "devicemapper")
+            || (driver.starts_with("overlay") && below == "xfs"));
     findings.push(finding(
         "disk limit",
         good_or(may_limit, Fit::Less),
         &match may_limit {
-            true => format!("{driver} on {below} may limit each container"),
+            true => format!(
+                "{driver} on {below} may limit each container; volumes are watched, and a stack \
+                 that has written too much there is ended"
+            ),
             false => format!(
-                "{driver} on {below} cannot: use is watched, and a stack that has \
-                              written too much is ended"
+                "{driver} on {below} cannot: use is watched, and a stack that has written too \
+                 much is ended"
             ),
         },
         "keep the engine's data on XFS mounted with pquota",
@@ -259,9 +271,13 @@ fn classes(config: &DockerConfig, info: &SystemInfo) -> String {
 }
 
 /// Refuses an engine that lacks what isolation cannot do without.
-pub(super) fn check(config: &DockerConfig, info: &SystemInfo) -> Result<(), EngineError> {
-    let lacks: Vec<_> = judged(config, info)
-        .into_iter()
+pub(super) fn check(
+    docker: &Docker,
+    config: &DockerConfig,
+    info: &SystemInfo,
+) -> Result<(), EngineError> {
+    let lacks: Vec<_> = std::iter::once(api(docker))
+        .chain(judged(config, info))
         .filter(|finding| finding.fit == Fit::Not)
         .map(|finding| format!("{} ({}; {})", finding.name, finding.found, finding.fix))
         .collect();

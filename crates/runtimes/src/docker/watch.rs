@@ -1,19 +1,29 @@
 //! Listening to the engine: what happens to containers and images comes as events. After every
-//! (re)connection everything is looked at once, since nobody knows what was missed.
+//! (re)connection everything is looked at once, since nobody knows what was missed. Events are asked
+//! for anew now and then, since a connection to another machine may be dead and nobody told; this is
+//! the slow sweep, too.
 
-use std::collections::HashMap;
-use std::os::unix::fs::MetadataExt;
+use std::collections::{BTreeSet, HashMap};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use bollard::models::{EventMessage, EventMessageTypeEnum};
-use bollard::query_parameters::{EventsOptionsBuilder, ListContainersOptionsBuilder};
+use bollard::models::{ContainerSummaryStateEnum, EventMessage, EventMessageTypeEnum};
+use bollard::query_parameters::{
+    EventsOptionsBuilder, InspectContainerOptionsBuilder, ListContainersOptionsBuilder,
+    ListVolumesOptionsBuilder,
+};
 use futures_util::StreamExt;
-use stackd_core::StackId;
+use rustix::fs::{
+    AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, fstat, open, openat, openat2, statat,
+};
+use rustix::io::Errno;
+use stackd_core::{RuntimeError, StackId};
 use tokio::time::MissedTickBehavior;
 
-use super::engine::chain;
+use super::engine::{chain, fault};
 use super::exec;
 use super::inventory::{Inner, Note};
 use super::objects;
@@ -45,10 +55,14 @@ async fn listen_forever(inner: &Arc<Inner>) {
                     tracing::info!("the Docker engine answers again");
                 }
                 was_away = false;
-                retry = FIRST_RETRY;
                 let now = info.system_time.and_then(|time| time.parse::<jiff::Timestamp>().ok());
                 let now = now.unwrap_or_else(jiff::Timestamp::now).as_second();
-                follow(inner, now - OVERLAP_SECONDS).await;
+                let began = Instant::now();
+                let lasted = follow(inner, now - OVERLAP_SECONDS).await;
+                // One that refuses events is not to be asked without end.
+                if lasted || began.elapsed() > LAST_RETRY {
+                    retry = FIRST_RETRY;
+                }
             }
             Err(error) if !was_away => {
                 was_away = true;
@@ -62,26 +76,66 @@ async fn listen_forever(inner: &Arc<Inner>) {
     }
 }
 
-async fn follow(inner: &Arc<Inner>, since: i64) {
+/// Listens until the events end, or it is time for new ones; says whether it was that.
+async fn follow(inner: &Arc<Inner>, since: i64) -> bool {
     let of = |kind: &str, mut filters: HashMap<String, Vec<String>>| {
         filters.insert("type".to_owned(), vec![kind.to_owned()]);
         let options = EventsOptionsBuilder::new().since(&since.to_string()).filters(&filters);
-        inner.docker.events(Some(options.build()))
+        // The end of one is the end of both.
+        let events = inner.docker.events(Some(options.build())).map(Some);
+        events.chain(futures_util::stream::iter([None]))
     };
     let containers = of("container", objects::of_instance(&inner.mold.instance));
     let images = of("image", HashMap::new());
     let mut events = std::pin::pin!(futures_util::stream::select(containers, images));
     inner.images.forget();
     inner.look_at_all();
-    while let Some(event) = events.next().await {
-        match event {
-            Ok(event) => heard(inner, &event),
-            Err(error) => {
-                tracing::debug!(error = chain(&error), "the engine's events have ended");
-                return;
+    let listen = async {
+        while let Some(Some(event)) = events.next().await {
+            match event {
+                Ok(event) => heard(inner, &event),
+                Err(error) => {
+                    tracing::debug!(error = chain(&error), "the engine's events have ended");
+                    return;
+                }
             }
         }
+    };
+    let renew = async {
+        if let Err(error) = sweep(inner).await {
+            tracing::debug!(error = error.operator, "not everything could be looked at");
+        }
+        tokio::time::sleep(inner.mold.config.renew_events).await;
+    };
+    tokio::select! {
+        () = listen => false,
+        () = renew => true,
     }
+}
+
+/// Ends what runs of stacks that have ended, and removes what is there of stacks that are not known.
+async fn sweep(inner: &Arc<Inner>) -> Result<(), RuntimeError> {
+    let filters = objects::of_instance(&inner.mold.instance);
+    let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
+    let containers = inner.docker.list_containers(Some(options)).await;
+    let containers = containers.map_err(|e| fault("list containers", &e))?;
+    let options = ListVolumesOptionsBuilder::new().filters(&filters).build();
+    let volumes = inner.docker.list_volumes(Some(options)).await;
+    let volumes = volumes.map_err(|e| fault("list volumes", &e))?.volumes.unwrap_or_default();
+    let mut orphans: BTreeSet<_> =
+        volumes.iter().filter_map(|v| objects::stack_of(&v.labels)).collect();
+    for container in containers {
+        let Some(id) = container.labels.as_ref().and_then(objects::stack_of) else { continue };
+        orphans.insert(id);
+        if container.state == Some(ContainerSummaryStateEnum::RUNNING) && inner.has_ended(id) {
+            exec::end_soon(inner, &container.id.unwrap_or_default(), Duration::ZERO);
+        }
+    }
+    orphans.retain(|id| !inner.state.lock().entries.contains_key(id));
+    for id in orphans {
+        inner.remove_orphan(id).await?;
+    }
+    Ok(())
 }
 
 fn heard(inner: &Arc<Inner>, event: &EventMessage) {
@@ -116,8 +170,8 @@ fn started(inner: &Arc<Inner>, id: StackId, container: String) {
     }
 }
 
-/// Looks now and then at how much stacks have written, where the engine cannot limit it; one that
-/// has written more than it may is ended.
+/// Looks now and then at how much stacks have written, as far as the engine cannot limit it; one
+/// that has written more than it may is ended.
 pub(super) async fn watch_disks(inner: Arc<Inner>) {
     let mut alive = inner.alive.clone();
     let every = Duration::from_secs(inner.mold.config.disk_look_seconds.max(1));
@@ -152,46 +206,86 @@ fn judge(inner: &Inner, id: StackId, bytes: u64) {
     }
 }
 
-async fn used_here(inner: &Inner) -> Vec<(StackId, u64)> {
-    let wanted: Vec<(StackId, Vec<PathBuf>, u64)> = {
-        let state = inner.state.lock();
-        let live = state.entries.iter().filter(|(_, entry)| entry.warden.is_some());
-        live.map(|(id, e)| (*id, e.paths.clone(), e.request.disk_bytes)).collect()
-    };
-    let measure = move || {
-        let used = wanted.into_iter().map(|(id, paths, most)| {
-            let mut bytes = 0;
-            for path in paths {
-                bytes += measure(&path, most.saturating_sub(bytes).saturating_add(1));
-            }
-            (id, bytes)
-        });
-        used.collect()
-    };
-    tokio::task::spawn_blocking(measure).await.unwrap_or_default()
+/// What is to be measured of a stack.
+struct Wanted {
+    id: StackId,
+    paths: BTreeSet<PathBuf>,
+    unseen: BTreeSet<String>,
+    most: u64,
 }
 
-/// The bytes of what is below a path, on its file system only; stops once there are enough.
+async fn used_here(inner: &Inner) -> Vec<(StackId, u64)> {
+    let wanted: Vec<_> = {
+        let state = inner.state.lock();
+        let live = state.entries.iter().filter(|(_, entry)| entry.warden.is_some());
+        let wanted = live.map(|(id, entry)| Wanted {
+            id: *id,
+            paths: entry.paths.clone(),
+            unseen: entry.unseen.clone(),
+            most: entry.request.disk_bytes,
+        });
+        wanted.collect()
+    };
+    let mut used = Vec::new();
+    for wanted in wanted {
+        let mut told = 0u64;
+        for container in &wanted.unseen {
+            told = told.saturating_add(layer_of(inner, container).await);
+        }
+        let Wanted { id, paths, most, .. } = wanted;
+        let measured = tokio::task::spawn_blocking(move || {
+            paths.iter().fold(told, |bytes, path| {
+                bytes.saturating_add(measure(path, most.saturating_sub(bytes).saturating_add(1)))
+            })
+        });
+        used.push((id, measured.await.unwrap_or(told)));
+    }
+    used
+}
+
+/// What the engine says of a container's own layer.
+async fn layer_of(inner: &Inner, container: &str) -> u64 {
+    let options = InspectContainerOptionsBuilder::new().size(true).build();
+    let there = inner.docker.inspect_container(container, Some(options)).await;
+    let bytes = there.ok().and_then(|there| there.size_rw);
+    bytes.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0)
+}
+
+/// The bytes of what is below a path, on its file system only; stops once there are enough. Never
+/// through a link: what is looked at changes meanwhile as the stack wants.
 fn measure(path: &Path, enough: u64) -> u64 {
-    let Ok(device) = std::fs::symlink_metadata(path).map(|m| m.dev()) else { return 0 };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let Ok(root) = open(path, flags, Mode::empty()) else { return 0 };
+    let Ok(device) = fstat(&root).map(|found| found.st_dev) else { return 0 };
     let mut bytes: u64 = 0;
-    let mut waiting = vec![path.to_owned()];
+    let mut waiting = vec![PathBuf::from(".")];
     while let Some(directory) = waiting.pop() {
-        let entries = match std::fs::read_dir(directory) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        let opened = match openat2(&root, &directory, flags, Mode::empty(), resolve) {
+            // A kernel before 5.6 cannot say that of the whole of a path.
+            Err(Errno::NOSYS) => openat(&root, &directory, flags, Mode::empty()),
+            opened => opened,
+        };
+        let (opened, entries) = match opened.and_then(|fd| Ok((Dir::read_from(&fd)?, fd))) {
+            Ok((entries, opened)) => (opened, entries),
+            // It was removed, or is something else by now.
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue,
             // What is nested too deep to be counted counts as all there may be.
             Err(_) => return enough,
         };
         for entry in entries.flatten() {
-            // Never through a link: it is the stack's own.
-            let Ok(metadata) = entry.metadata() else { continue };
-            if metadata.dev() != device {
+            let name = entry.file_name();
+            if matches!(name.to_bytes(), b"." | b"..") {
                 continue;
             }
-            bytes = bytes.saturating_add((metadata.blocks() * 512).max(FILE_BYTES));
-            if metadata.is_dir() {
-                waiting.push(entry.path());
+            let Ok(found) = statat(&opened, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
+            if found.st_dev != device {
+                continue;
+            }
+            let size = u64::try_from(found.st_blocks).unwrap_or(0).saturating_mul(512);
+            bytes = bytes.saturating_add(size.max(FILE_BYTES));
+            if FileType::from_raw_mode(found.st_mode) == FileType::Directory {
+                waiting.push(directory.join(OsStr::from_bytes(name.to_bytes())));
             }
             if bytes >= enough {
                 return bytes;

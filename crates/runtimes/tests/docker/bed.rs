@@ -1,11 +1,13 @@
 //! A data directory on an engine, and the proof that nothing is left.
 
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bollard::query_parameters::{
-    ListContainersOptionsBuilder, ListVolumesOptionsBuilder, RemoveContainerOptionsBuilder,
+    ListContainersOptionsBuilder, ListNetworksOptionsBuilder, ListVolumesOptionsBuilder,
+    RemoveContainerOptionsBuilder,
 };
 use bollard::{API_DEFAULT_VERSION, Docker};
 use futures_util::StreamExt;
@@ -14,9 +16,11 @@ use stackd_core::port::PortMapping;
 use stackd_core::runtime::{
     EnsureRequest, ExecOutput, ExecRequest, Observation, Runtime, RuntimeState,
 };
-use stackd_core::spec::{Container, Probe, ProbeAction};
+use stackd_core::spec::{Container, Probe, ProbeAction, Volume, VolumeMedium, VolumeMount};
 use stackd_core::{StackId, StackSpec};
 use stackd_runtimes::docker::{DockerConfig, DockerRuntime, MachineConfig};
+use stackd_shim::protocol::wire::{Inbox, Read};
+use stackd_shim::protocol::{Event, SOCKET_FILE};
 use stackd_testkit::docker::Engine;
 use stackd_testkit::{PATIENCE, build, ports, within};
 
@@ -115,6 +119,12 @@ impl Bed {
         let options = ListVolumesOptionsBuilder::new().filters(&filters).build();
         let volumes = docker.list_volumes(Some(options)).await.expect("volumes");
         left.extend(volumes.volumes.into_iter().flatten().map(|v| format!("volume {}", v.name)));
+        let options = ListNetworksOptionsBuilder::new().filters(&filters).build();
+        let networks = docker.list_networks(Some(options)).await.expect("networks");
+        // As many as are kept ready serve nobody.
+        let ready = if self.config.is_here() { 0 } else { self.config.ready_networks };
+        let more = networks.into_iter().skip(ready);
+        left.extend(more.map(|network| format!("network {:?}", network.name)));
         left
     }
 
@@ -134,6 +144,27 @@ impl Bed {
             let _ = docker.remove_container(&id, Some(options)).await;
         }
     }
+}
+
+/// What the keeper of a stack tells whoever connects, until it has told what is wanted. One that
+/// says nothing more is given up.
+pub(crate) async fn told(bed: &Bed, id: StackId, wanted: impl Fn(&Event) -> bool + Send + 'static) {
+    let socket = bed.path().join(format!("docker/stacks/{id}/{SOCKET_FILE}"));
+    let listen = move || {
+        let stream = std::os::unix::net::UnixStream::connect(socket).expect("it listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a time");
+        let mut inbox = Inbox::default();
+        loop {
+            while let Some(event) = inbox.message::<Event>().expect("an event") {
+                if wanted(&event) {
+                    return;
+                }
+            }
+            let read = inbox.read(stream.as_fd()).expect("it tells");
+            assert_eq!(read, Read::Some, "the keeper is gone");
+        }
+    };
+    tokio::task::spawn_blocking(listen).await.expect("it told");
 }
 
 /// What a runtime is asked to make true.
@@ -166,6 +197,26 @@ pub(crate) fn script(name: &str, text: &str) -> Container {
     container.name = name.to_owned();
     container.command = Some(["/bin/sh", "-c", text].map(str::to_owned).to_vec());
     container
+}
+
+/// A volume on disk.
+pub(crate) fn disk(name: &str) -> Volume {
+    Volume {
+        name: name.to_owned(),
+        medium: VolumeMedium::Disk,
+        size_limit_bytes: None,
+        size_limit_written: None,
+    }
+}
+
+/// A place of a volume.
+pub(crate) fn mount(name: &str, path: &str) -> VolumeMount {
+    VolumeMount {
+        name: name.to_owned(),
+        mount_path: path.to_owned(),
+        sub_path: None,
+        read_only: false,
+    }
 }
 
 /// A stack of these containers, of which the first serves a page on 80/TCP.

@@ -16,6 +16,8 @@ use crate::bed::{self, Bed};
 
 pub(crate) fn all(add: &mut dyn FnMut(&str, Body)) {
     add("elsewhere::stacks_run_on_an_engine_of_another_machine", |_| Box::pin(stacks_run()));
+    add("elsewhere::networks_that_were_removed_are_made_again", |_| Box::pin(pruned()));
+    add("elsewhere::a_keeper_that_dies_is_replaced", |_| Box::pin(keeper_dies()));
 }
 
 async fn networks(bed: &Bed) -> usize {
@@ -84,4 +86,53 @@ async fn stacks_run() {
     }
     assert_eq!(bed.left().await, Vec::<String>::new());
     assert_eq!(networks(&bed).await, 2, "networks serve the next stacks");
+}
+
+async fn pruned() {
+    let engine = Engine::elsewhere();
+    engine.load_sample(&["sample:1"]).await;
+    let bed = Bed::elsewhere(&engine);
+    let runtime = bed.open().await;
+    assert_eq!(networks(&bed).await, 2);
+    bed.docker().await.prune_networks(None).await.expect("pruned");
+    assert_eq!(networks(&bed).await, 0);
+    let requests = [bed::request(with_probe(80)), bed::request(with_probe(80))];
+    for request in &requests {
+        bed::run(&runtime, request).await;
+    }
+    for request in &requests {
+        runtime.remove(request.id, Duration::ZERO).await.expect("removed");
+    }
+    runtime.remove_all().await;
+    assert_eq!(networks(&bed).await, 0, "none is kept for nobody");
+    assert_eq!(bed.left().await, Vec::<String>::new());
+}
+
+async fn keeper_dies() {
+    let engine = Engine::elsewhere();
+    engine.load_sample(&["sample:1"]).await;
+    let bed = Bed::elsewhere(&engine);
+    let runtime = bed.open().await;
+    let request = bed::request(with_probe(80));
+    bed::run(&runtime, &request).await;
+    let keepers = bed.keepers();
+    let [keeper] = keepers[..] else { panic!("one keeper: {keepers:?}") };
+    // It enters no network, and has given its rights up all the same.
+    let status = std::fs::read_to_string(format!("/proc/{}/status", keeper.as_raw_nonzero()));
+    let status = status.expect("it runs");
+    for name in ["CapEff:", "CapPrm:", "CapBnd:"] {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a set");
+        assert_eq!(line.trim(), "0000000000000000", "{name}");
+    }
+    rustix::process::kill_process(keeper, rustix::process::Signal::KILL).expect("killed");
+    within("it gets another", async {
+        while bed.keepers().is_empty() || bed.keepers().contains(&keeper) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    bed::until_ready(&runtime, request.id).await;
+    assert_eq!(bed.keepers().len(), 1);
+    runtime.remove(request.id, Duration::ZERO).await.expect("removed");
+    assert_eq!(bed.left().await, Vec::<String>::new());
 }

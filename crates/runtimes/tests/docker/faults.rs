@@ -1,17 +1,21 @@
 //! Faults of the engine, of our own processes and of people: afterwards everything is as it should
 //! be, and nothing is left.
 
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use bollard::models::ContainerCreateBody;
+use bollard::models::{ContainerCreateBody, VolumeCreateRequest};
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, KillContainerOptions, RemoveContainerOptionsBuilder,
-    RemoveImageOptions, StopContainerOptionsBuilder,
+    RemoveImageOptions, RemoveVolumeOptions, StopContainerOptionsBuilder,
 };
 use rustix::process::Signal;
 use stackd_core::Runtime;
 use stackd_core::runtime::{EnsureRequest, ErrorKind, Outcome, RuntimeState};
+use stackd_core::spec::{Probe, ProbeAction, ProbePort};
 use stackd_core::stack::reason;
+use stackd_runtimes::docker::DockerRuntime;
+use stackd_shim::protocol::Event;
 use stackd_testkit::docker::Engine;
 use stackd_testkit::within;
 
@@ -21,6 +25,8 @@ use crate::{Body, with_engine};
 pub(crate) fn all(add: &mut dyn FnMut(&str, Body)) {
     add("faults::a_server_that_restarts_finds_its_stacks", |bed| Box::pin(restart(bed)));
     add("faults::what_ended_meanwhile_is_told", |bed| Box::pin(ended_meanwhile(bed)));
+    add("faults::what_was_unhealthy_meanwhile_is_told", |bed| Box::pin(unhealthy_meanwhile(bed)));
+    add("faults::what_was_restarted_meanwhile_is_ended", |bed| Box::pin(restarted_meanwhile(bed)));
     add("faults::a_start_that_was_cut_off_leaves_nothing", |bed| Box::pin(cut_off(bed)));
     add("faults::a_keeper_that_dies_is_replaced", |bed| Box::pin(keeper_dies(bed)));
     add("faults::a_container_that_is_stopped_by_hand", |bed| Box::pin(stopped_by_hand(bed)));
@@ -31,6 +37,8 @@ pub(crate) fn all(add: &mut dyn FnMut(&str, Body)) {
     add("faults::what_is_not_ours_is_never_touched", |bed| Box::pin(not_ours(bed)));
     add("faults::an_engine_that_restarts_ends_stacks", |_| Box::pin(engine_restarts()));
     add("faults::an_engine_that_hangs_is_waited_for", |_| Box::pin(engine_hangs()));
+    add("faults::an_engine_that_hangs_makes_nobody_unhealthy", |_| Box::pin(hangs_with_probe()));
+    add("faults::a_pause_image_of_somebody_else_is_left_alone", |_| Box::pin(foreign_pause()));
 }
 
 fn page() -> EnsureRequest {
@@ -117,6 +125,81 @@ async fn ended_meanwhile(bed: Bed) {
     }
 }
 
+async fn unhealthy_meanwhile(bed: Bed) {
+    let runtime = bed.open().await;
+    let serve = "mkdir /tmp/www && touch /tmp/www/well && exec httpd -f -p 80 -h /tmp/www";
+    let mut container = bed::script("app", serve);
+    container.liveness_probe = Some(Probe {
+        action: ProbeAction::HttpGet {
+            path: Some("/well".to_owned()),
+            port: ProbePort { number: 80, name: None },
+            https: None,
+            headers: Vec::new(),
+        },
+        failure_threshold: Some(5),
+        ..bed::probe(&[])
+    });
+    let mut spec = bed::serving(Vec::new());
+    container.ports = spec.containers[0].ports.clone();
+    spec.containers = vec![container];
+    spec.termination_grace_seconds = Some(1);
+    let request = bed::request(spec);
+    bed::run(&runtime, &request).await;
+    let (text, code) = bed::exec(&runtime, request.id, None, &["rm", "/tmp/www/well"]).await;
+    assert_eq!(code, 0, "{text}");
+    drop(runtime);
+    bed::told(
+        &bed,
+        request.id,
+        |event| matches!(event, Event::Kept(kept) if kept.unhealthy.is_some()),
+    )
+    .await;
+    let runtime = bed.open().await;
+    let state = bed::until_ended(&runtime, request.id).await;
+    assert_eq!(ending(state), (Outcome::Failed, None, reason::UNHEALTHY.to_owned()));
+    refuses(&request).await;
+    runtime.remove(request.id, Duration::ZERO).await.expect("removed");
+}
+
+async fn until_stopped(docker: &bollard::Docker, name: &str) {
+    within("it does not go on", async {
+        loop {
+            let there = docker.inspect_container(name, None).await.expect("its log is kept");
+            if there.state.and_then(|state| state.running) == Some(false) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+}
+
+async fn restarted_meanwhile(bed: Bed) {
+    let runtime = bed.open().await;
+    // One that ran, and one that had ended.
+    let (live, ended) = (page(), page());
+    for request in [&live, &ended] {
+        bed::run(&runtime, request).await;
+    }
+    runtime.stop(ended.id, Duration::ZERO).await.expect("stopped");
+    drop(runtime);
+    let docker = bed.docker().await;
+    let names = [&live, &ended].map(|request| format!("{}.app", request.id));
+    for name in &names {
+        let none = None::<bollard::query_parameters::RestartContainerOptions>;
+        docker.restart_container(name, none).await.expect("restarted");
+    }
+    let runtime = bed.open().await;
+    let state = bed::until_ended(&runtime, live.id).await;
+    assert_eq!(ending(state), (Outcome::Failed, None, reason::LOST.to_owned()));
+    for name in &names {
+        until_stopped(&docker, name).await;
+    }
+    for request in [&live, &ended] {
+        runtime.remove(request.id, Duration::ZERO).await.expect("removed");
+    }
+}
+
 async fn cut_off(bed: Bed) {
     let runtime = bed.open().await;
     let request = page();
@@ -150,6 +233,7 @@ async fn keeper_dies(bed: Bed) {
     .await;
     bed::until_ready(&runtime, request.id).await;
     answers(&request).await;
+    assert_eq!(bed.keepers().len(), 1, "one other, and no more");
     runtime.remove(request.id, Duration::ZERO).await.expect("removed");
 }
 
@@ -189,16 +273,7 @@ async fn restarted_by_hand(bed: Bed) {
     docker.restart_container(&name, none).await.expect("restarted");
     let (outcome, _, _) = ending(bed::until_ended(&runtime, request.id).await);
     assert_eq!(outcome, Outcome::Failed);
-    within("it does not go on either", async {
-        loop {
-            let there = docker.inspect_container(&name, None).await.expect("its log is kept");
-            if there.state.and_then(|state| state.running) == Some(false) {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    })
-    .await;
+    until_stopped(&docker, &name).await;
     runtime.remove(request.id, Duration::ZERO).await.expect("removed");
 }
 
@@ -260,6 +335,22 @@ async fn not_ours(bed: Bed) {
     assert!(error.operator.contains("not ours"), "{error:?}");
     one.remove(foreign.id, Duration::ZERO).await.expect("removed");
     docker.inspect_container(&name, None).await.expect("it is still there");
+    // A volume is no different: the engine gives whoever asks for one what is there.
+    let mut spec = bed::serving(Vec::new());
+    spec.volumes = vec![bed::disk("disk")];
+    let guest = bed::request(spec);
+    let volume = format!("{}.disk", guest.id);
+    let theirs_too =
+        VolumeCreateRequest { name: Some(volume.clone()), ..VolumeCreateRequest::default() };
+    let mode = |path: &str| std::fs::metadata(path).expect("it is there").permissions().mode();
+    let path = docker.create_volume(theirs_too).await.expect("made").mountpoint;
+    let before = mode(&path);
+    one.claim_ports(guest.id, &guest.ports).expect("ports");
+    let error = one.ensure(guest.clone()).await.expect_err("the volume is somebody else's");
+    assert!(error.operator.contains("not ours"), "{error:?}");
+    one.remove(guest.id, Duration::ZERO).await.expect("removed");
+    assert_eq!(mode(&path), before, "it is as it was");
+    docker.remove_volume(&volume, None::<RemoveVolumeOptions>).await.expect("it is still there");
     // A server that starts or removes looks at its own only.
     one.remove(yours.id, Duration::ZERO).await.expect("it is unknown here");
     drop(one);
@@ -315,17 +406,77 @@ async fn engine_hangs() {
         engine.pause();
         // Traffic does not need the engine.
         answers(&request).await;
+        let next = page();
         let asked = tokio::spawn({
-            let (runtime, next) = (runtime.clone(), page());
-            async move { (runtime.ensure(next.clone()).await, next) }
+            let (runtime, next) = (runtime.clone(), next.clone());
+            async move { runtime.ensure(next).await }
         });
+        // Its keeper is started while the engine is asked for its container.
+        within("the start is under way", async {
+            while bed.keepers().len() < 2 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await;
+        assert!(!asked.is_finished(), "the engine hangs");
         engine.resume();
-        let (started, next) = within("the start goes on", asked).await.expect("it ran");
+        let started = within("the start goes on", asked).await.expect("it ran");
         started.expect("it starts");
         bed::until_ready(&runtime, next.id).await;
         for request in [&request, &next] {
             runtime.remove(request.id, Duration::ZERO).await.expect("removed");
         }
+    })
+    .await;
+}
+
+async fn hangs_with_probe() {
+    with_engine(&[], async |engine, bed| {
+        images(engine).await;
+        let runtime = bed.open().await;
+        let mut spec = bed::serving(Vec::new());
+        // Every second, with a second to answer, and no second chance.
+        spec.containers[0].liveness_probe = Some(bed::probe(&["true"]));
+        let request = bed::request(spec);
+        bed::run(&runtime, &request).await;
+        engine.pause();
+        bed::told(&bed, request.id, |event| matches!(event, Event::Probe { .. })).await;
+        // The fault itself: longer than a probe has.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        engine.resume();
+        let (text, code) = bed::exec(&runtime, request.id, None, &["echo", "well"]).await;
+        assert_eq!((text.as_str(), code), ("well\n", 0));
+        // It is probed again, and nothing is held against it.
+        bed::told(&bed, request.id, |event| {
+            assert!(!matches!(event, Event::Kept(kept) if kept.unhealthy.is_some()), "{event:?}");
+            matches!(event, Event::Probe { .. })
+        })
+        .await;
+        bed::until_ready(&runtime, request.id).await;
+        // A command that hangs is to blame itself.
+        let mut spec = bed::serving(Vec::new());
+        spec.containers[0].liveness_probe = Some(bed::probe(&["sleep", "1000"]));
+        spec.termination_grace_seconds = Some(1);
+        let hanging = bed::request(spec);
+        runtime.claim_ports(hanging.id, &hanging.ports).expect("ports");
+        within("a start", runtime.ensure(hanging.clone())).await.expect("a start");
+        let (_, _, word) = ending(bed::until_ended(&runtime, hanging.id).await);
+        assert_eq!(word, reason::UNHEALTHY);
+        for request in [&request, &hanging] {
+            runtime.remove(request.id, Duration::ZERO).await.expect("removed");
+        }
+    })
+    .await;
+}
+
+async fn foreign_pause() {
+    with_engine(&[], async |engine, bed| {
+        engine.load_busybox("stackd-pause:1").await;
+        let Err(error) = DockerRuntime::open(bed.config.clone()).await else {
+            panic!("it took somebody else's image for its own")
+        };
+        assert!(error.to_string().contains("not ours"), "{error}");
+        bed.docker().await.inspect_image("stackd-pause:1").await.expect("it is still there");
     })
     .await;
 }

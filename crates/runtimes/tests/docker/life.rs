@@ -53,6 +53,14 @@ async fn what_a_program_sees(bed: Bed) {
     assert_eq!(line("Seccomp:"), "2");
     assert_eq!(line("CapEff:"), "00000000000005fb", "{status}");
     assert_eq!(line("CapBnd:"), "00000000000005fb");
+    let limits = read("/proc/1/limits").await;
+    let limit = |name: &str| {
+        let line = limits.lines().find_map(|line| line.strip_prefix(name)).expect("a limit");
+        line.split_whitespace().take(2).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(limit("Max core file size"), ["0", "0"]);
+    let files = stackd_shim::open_files().to_string();
+    assert_eq!(limit("Max open files"), [files.as_str(), files.as_str()]);
     assert_eq!(read("/proc/sys/kernel/hostname").await.trim(), "box");
     assert_eq!(read("/proc/sys/net/ipv4/ip_unprivileged_port_start").await.trim(), "0");
     let environment = read("/proc/1/environ").await;

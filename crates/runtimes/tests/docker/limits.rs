@@ -5,7 +5,7 @@ use std::time::Duration;
 use stackd_core::Runtime;
 use stackd_core::admission::RoomPolicy;
 use stackd_core::runtime::EnsureRequest;
-use stackd_core::spec::{Requested, Volume, VolumeMedium, VolumeMount};
+use stackd_core::spec::{Requested, Volume, VolumeMedium};
 use stackd_runtimes::docker::{DockerRuntime, Fit, survey};
 use stackd_testkit::docker::Engine;
 use stackd_testkit::within;
@@ -15,6 +15,8 @@ use crate::bed::{self, Bed};
 
 pub(crate) fn all(add: &mut dyn FnMut(&str, Body)) {
     add("limits::processes_are_bounded_in_each_container", |bed| Box::pin(processes(bed)));
+    add("limits::what_several_write_to_counts_once", |bed| Box::pin(shared_disk(bed)));
+    add("limits::any_number_of_cpus_is_taken", |bed| Box::pin(cpus(bed)));
     add("limits::root_is_nobody_outside_where_users_are_remapped", |_| Box::pin(remapped()));
     add("limits::root_is_root_where_users_are_not_remapped", |bed| Box::pin(not_remapped(bed)));
 }
@@ -50,6 +52,53 @@ async fn processes(bed: Bed) {
     runtime.remove(request.id, Duration::ZERO).await.expect("removed");
 }
 
+async fn shared_disk(mut bed: Bed) {
+    bed.config.disk_look_seconds = 1;
+    let runtime = bed.open().await;
+    let mut spec = bed::serving(vec![bed::script("side", "sleep 1000")]);
+    let memory = Volume { medium: VolumeMedium::Memory, ..bed::disk("memory") };
+    spec.volumes = vec![bed::disk("disk"), memory];
+    for container in &mut spec.containers {
+        container.volume_mounts =
+            vec![bed::mount("disk", "/disk"), bed::mount("memory", "/memory")];
+    }
+    let mut request = bed::request(spec);
+    request.disk_bytes = 20 << 20;
+    bed::run(&runtime, &request).await;
+    let (id, most) = (request.id, request.disk_bytes);
+    // More than half, on disk and in memory.
+    for path in ["/disk/much", "/memory/much"] {
+        let to = format!("of={path}");
+        let words = ["dd", "if=/dev/zero", &to, "bs=1M", "count=12"];
+        let (text, code) = bed::exec(&runtime, id, None, &words).await;
+        assert_eq!(code, 0, "{text}");
+    }
+    within("it is looked at", async {
+        loop {
+            let usage = runtime.usage(id).await.expect("it lives");
+            if usage.disk_bytes >= 12 << 20 {
+                assert!(usage.disk_bytes < 16 << 20, "{} of {most}", usage.disk_bytes);
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    runtime.remove(id, Duration::ZERO).await.expect("removed");
+}
+
+async fn cpus(bed: Bed) {
+    let runtime = bed.open().await;
+    for milli in [1, 1_000_000] {
+        let mut spec = bed::serving(Vec::new());
+        spec.containers[0].resources.cpu_milli = milli;
+        let request = bed::request(spec);
+        runtime.claim_ports(request.id, &request.ports).expect("ports");
+        within("a start", runtime.ensure(request.clone())).await.expect("it starts");
+        runtime.remove(request.id, Duration::ZERO).await.expect("removed");
+    }
+}
+
 async fn processes_of(bed: &Bed, container: &str) -> u64 {
     let docker = bed.docker().await;
     let options = bollard::query_parameters::TopOptionsBuilder::new().ps_args("-e").build();
@@ -79,19 +128,9 @@ async fn remapped() {
     assert!(runtime.capabilities().enforcement.user_namespace);
     assert_eq!(fit_of_users(&bed).await, Fit::Good);
     let mut spec = bed::serving(vec![bed::script("side", "sleep 1000")]);
-    spec.volumes = vec![Volume {
-        name: "disk".to_owned(),
-        medium: VolumeMedium::Disk,
-        size_limit_bytes: None,
-        size_limit_written: None,
-    }];
+    spec.volumes = vec![bed::disk("disk")];
     for container in &mut spec.containers {
-        container.volume_mounts = vec![VolumeMount {
-            name: "disk".to_owned(),
-            mount_path: "/disk".to_owned(),
-            sub_path: None,
-            read_only: false,
-        }];
+        container.volume_mounts = vec![bed::mount("disk", "/disk")];
     }
     let requests = [bed::request(bed::serving(Vec::new())), bed::request(spec)];
     for request in &requests {

@@ -7,6 +7,7 @@ use rustix::process::{Pid, Signal};
 use stackd_core::Runtime;
 use stackd_core::runtime::{EnsureRequest, Outcome, RuntimeState};
 use stackd_runtimes::docker::DockerRuntime;
+use stackd_shim::protocol::Event;
 use stackd_testkit::docker::Engine;
 use stackd_testkit::within;
 
@@ -28,6 +29,8 @@ pub(crate) fn all(add: &mut dyn FnMut(&str, Body)) {
     add("live::a_server_that_restarts_without_its_engine_finds_its_stacks", |_| {
         Box::pin(both_restart())
     });
+    add("live::a_removal_waits_for_its_engine", |_| Box::pin(removed()));
+    add("live::a_probe_waits_for_its_engine", |_| Box::pin(probed()));
 }
 
 fn page() -> EnsureRequest {
@@ -176,6 +179,46 @@ async fn both_restart() {
         for request in [&stays, &ends] {
             runtime.remove(request.id, Duration::ZERO).await.expect("removed");
         }
+    })
+    .await;
+}
+
+async fn removed() {
+    with_live_engine(async |engine, bed| {
+        let runtime = bed.open().await;
+        let request = page();
+        bed::run(&runtime, &request).await;
+        engine.stop();
+        let removing = tokio::spawn({
+            let (runtime, id) = (runtime.clone(), request.id);
+            async move { runtime.remove(id, Duration::ZERO).await }
+        });
+        // Ports are given back before anything is asked of the engine.
+        refuses(&request).await;
+        engine.launch();
+        within("it is removed", removing).await.expect("it ran").expect("removed");
+    })
+    .await;
+}
+
+async fn probed() {
+    with_live_engine(async |engine, bed| {
+        let runtime = bed.open().await;
+        let mut spec = bed::serving(Vec::new());
+        spec.containers[0].liveness_probe = Some(bed::probe(&["true"]));
+        let request = bed::request(spec);
+        bed::run(&runtime, &request).await;
+        engine.stop();
+        // One is asked for and cannot be run, and another after it.
+        for _ in 0..2 {
+            bed::told(&bed, request.id, |event| matches!(event, Event::Probe { .. })).await;
+        }
+        engine.launch();
+        bed::until_ready(&runtime, request.id).await;
+        answers(&request).await;
+        let (text, code) = bed::exec(&runtime, request.id, None, &["echo", "well"]).await;
+        assert_eq!((text.as_str(), code), ("well\n", 0));
+        runtime.remove(request.id, Duration::ZERO).await.expect("removed");
     })
     .await;
 }

@@ -11,6 +11,8 @@ mod gone;
 mod life;
 mod limits;
 mod live;
+mod lossy;
+mod proxy;
 mod registry;
 
 use std::pin::Pin;
@@ -40,6 +42,7 @@ fn main() {
     faults::all(&mut add);
     gone::all(&mut add);
     live::all(&mut add);
+    lossy::all(&mut add);
     registry::all(&mut add);
     elsewhere::all(&mut add);
     contract::all(&mut trials);

@@ -414,9 +414,15 @@ fn connect(stdio: Stdio) -> Result<(), Fault> {
     }
 }
 
+/// How many files a process of a stack may open at once: as many as this process may, up to a bound.
+pub fn open_files() -> u64 {
+    use rustix::process::{Resource, getrlimit};
+    getrlimit(Resource::Nofile).maximum.unwrap_or(OPEN_FILES).min(OPEN_FILES)
+}
+
 fn limits() -> rustix::io::Result<()> {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let most = getrlimit(Resource::Nofile).maximum.unwrap_or(OPEN_FILES).min(OPEN_FILES);
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let most = open_files();
     setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum: Some(most) })?;
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })
 }

@@ -163,6 +163,12 @@ pub(crate) enum Now {
     Waiting,
 }
 
+impl Now {
+    fn too_late() -> Self {
+        Self::Failed("it took too long".to_owned())
+    }
+}
+
 /// Whether a connection under way has come about.
 fn connected(socket: &OwnedFd) -> Now {
     let mut fds = [rustix::event::PollFd::new(socket, rustix::event::PollFlags::OUT)];
@@ -184,14 +190,15 @@ pub(crate) trait Watched {
     /// Calls [`Watched::probe_due`] later.
     fn later(&mut self, delay: Duration, due: Due);
 
-    /// Runs a probe's command, whose end comes to [`Watched::probe_command_ended`].
+    /// Runs a probe's command, whose end comes to [`Watched::probe_command_ended`]. Says how long
+    /// that is waited for; none where whoever runs it keeps the time.
     fn run_probe(
         &mut self,
         container: usize,
         command: &[String],
         attempt: u64,
         timeout: Duration,
-    ) -> Result<(), Skip>;
+    ) -> Result<Option<Duration>, Skip>;
 
     /// Ends a probe's command that has had its time.
     fn end_probe(&mut self, attempt: u64);
@@ -261,7 +268,7 @@ pub(crate) trait Watched {
         match due {
             Due::Ports => self.try_ports(),
             Due::Check(i) => self.try_check(i),
-            Due::Timeout(id) => self.attempt_over(id, Now::Failed("it took too long".to_owned())),
+            Due::Timeout(id) => self.attempt_over(id, Now::too_late()),
         }
     }
 
@@ -273,9 +280,9 @@ pub(crate) trait Watched {
         match action {
             ProbeAction::Exec { command } => {
                 let id = health.attempt(Subject::Check(i), None);
-                self.wait_for_attempt(id, timeout);
                 match self.run_probe(container, &command, id, timeout) {
-                    Ok(()) => {}
+                    Ok(Some(limit)) => self.wait_for_attempt(id, limit),
+                    Ok(None) => {}
                     Err(Skip::Failed(text)) => self.attempt_over(id, Now::Failed(text)),
                     Err(Skip::Later) => self.probe_command_skipped(id),
                 }
@@ -337,6 +344,21 @@ pub(crate) trait Watched {
         let health = self.parts().0;
         if let Some(Attempt { of: Subject::Check(i), .. }) = health.attempts.remove(&id) {
             self.later(SKIPPED_RETRY, Due::Check(i));
+        }
+    }
+
+    /// A probe's command had not ended in its time.
+    fn probe_command_late(&mut self, id: u64) {
+        self.attempt_over(id, Now::too_late());
+    }
+
+    /// Whoever ran probes' commands is gone, and what became of them with it.
+    fn probe_commands_lost(&mut self) {
+        let attempts = &self.parts().0.attempts;
+        let commands: Vec<_> =
+            attempts.iter().filter(|(_, a)| a.socket.is_none()).map(|(id, _)| *id).collect();
+        for id in commands {
+            self.probe_command_skipped(id);
         }
     }
 

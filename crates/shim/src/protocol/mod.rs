@@ -71,8 +71,17 @@ pub enum Request {
     Probed {
         /// Which attempt.
         attempt: u64,
-        /// Its code; none where it could not be tried.
+        /// Its code; none where it could not be tried, or has not ended.
         code: Option<i32>,
+        /// It had not ended when it had had its time.
+        #[serde(default)]
+        late: bool,
+    },
+    /// A container of the keeper's stack has ended well: it is checked no more. Only for a keeper
+    /// that says that it [hears](Kept::hears_ends) it.
+    Ended {
+        /// Its name.
+        container: String,
     },
 }
 
@@ -135,7 +144,7 @@ pub enum Event {
         container: String,
         /// The command and its arguments, without a shell.
         command: Vec<String>,
-        /// How long it may take.
+        /// How long it may take once it runs; whoever runs it keeps that time.
         timeout_ms: u64,
     },
 }
@@ -192,9 +201,15 @@ pub struct Kept {
     /// Why it is to be ended.
     #[serde(default)]
     pub unhealthy: Option<String>,
+    /// Which container is to blame for that.
+    #[serde(default)]
+    pub unhealthy_container: Option<String>,
     /// Why its network could not be entered, for the operator.
     #[serde(default)]
     pub fault: Option<String>,
+    /// It takes [`Request::Ended`], which an older keeper would hang up at.
+    #[serde(default)]
+    pub hears_ends: bool,
 }
 
 /// The probes of a container.

@@ -359,7 +359,8 @@ impl Supervisor {
             | Request::Keep(_)
             | Request::Enter
             | Request::Check
-            | Request::Probed { .. } => {}
+            | Request::Probed { .. }
+            | Request::Ended { .. } => {}
         }
     }
 
@@ -429,10 +430,11 @@ impl Watched for Supervisor {
         container: usize,
         command: &[String],
         attempt: u64,
-        _timeout: Duration,
-    ) -> Result<(), Skip> {
+        timeout: Duration,
+    ) -> Result<Option<Duration>, Skip> {
         let stdio = nowhere().map_err(|e| Skip::Failed(e.to_string()))?;
-        self.command(container, command, stdio, Owner::Probe(attempt)).map_err(|failure| {
+        let run = self.command(container, command, stdio, Owner::Probe(attempt));
+        run.map(|()| Some(timeout)).map_err(|failure| {
             Skip::Failed(match failure {
                 Failure::Rejected(text) => text,
                 Failure::Machine(fault) => fault.to_string(),

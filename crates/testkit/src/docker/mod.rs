@@ -11,7 +11,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use bollard::query_parameters::ImportImageOptions;
+use bollard::query_parameters::{
+    ImportImageOptions, ListContainersOptionsBuilder, ListImagesOptions, ListNetworksOptions,
+};
 use bollard::{API_DEFAULT_VERSION, Docker};
 use futures_util::StreamExt;
 use parking_lot::Mutex;
@@ -104,6 +106,21 @@ pub fn shared() -> &'static str {
         std::thread::scope(|scope| scope.spawn(load).join()).expect("images");
         host
     })
+}
+
+/// What an engine has whose name begins like this: images, networks, and containers by their image.
+pub async fn named(host: &str, beginning: &str) -> Vec<String> {
+    let path = host.strip_prefix("unix://").expect("a socket");
+    let client = Docker::connect_with_unix(path, 60, API_DEFAULT_VERSION).expect("a client");
+    let client = client.negotiate_version().await.expect("a version");
+    let all = ListContainersOptionsBuilder::new().all(true).build();
+    let containers = client.list_containers(Some(all)).await.expect("containers");
+    let images = client.list_images(None::<ListImagesOptions>).await.expect("images");
+    let networks = client.list_networks(None::<ListNetworksOptions>).await.expect("networks");
+    let names = (containers.into_iter().filter_map(|container| container.image))
+        .chain(images.into_iter().flat_map(|image| image.repo_tags))
+        .chain(networks.into_iter().filter_map(|network| network.name));
+    names.filter(|name| name.starts_with(beginning)).collect()
 }
 
 static SHARED: Mutex<Option<Engine>> = Mutex::new(None);

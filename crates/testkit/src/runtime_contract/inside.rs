@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use stackd_core::Protocol;
 use stackd_core::runtime::{ErrorKind, ExecRequest, Outcome, RuntimeState};
-use stackd_core::spec::{ImagePullPolicy, ProbeAction};
+use stackd_core::spec::{ImagePullPolicy, Probe, ProbeAction, ProbePort};
 use stackd_core::stack::reason;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
@@ -218,5 +218,34 @@ pub async fn a_probe_decides_on_readiness(subject: &Subject) {
     let (text, code) = subject.exec(id, &[&real.sample, "touch", "/tmp/ready"], None).await;
     assert_eq!(code, 0, "{text}");
     watch.ready(id).await;
+    subject.remove(id).await;
+}
+
+/// Probes end with their container: one that ended with 0 while others go on is well.
+pub async fn a_container_that_ended_well_is_probed_no_more(subject: &Subject) {
+    let Some(real) = &subject.real else { return };
+    let mut watch = Watch::of(subject).await;
+    let probe = |action, initial_delay_seconds| Probe {
+        action,
+        initial_delay_seconds: Some(initial_delay_seconds),
+        period_seconds: Some(1),
+        timeout_seconds: None,
+        success_threshold: None,
+        failure_threshold: Some(1),
+    };
+    let mut side = build::container(&subject.image);
+    side.name = "side".to_owned();
+    side.args = Some(vec!["exit".to_owned(), "0".to_owned()]);
+    let port = ProbePort { number: 81, name: None };
+    side.liveness_probe = Some(probe(ProbeAction::TcpSocket { port }, 2));
+    let mut spec = subject.spec().and(side).build();
+    // What ends the stack, after the other would have.
+    let never = vec![real.sample.clone(), "exists".to_owned(), "/nowhere".to_owned()];
+    spec.containers[0].liveness_probe = Some(probe(ProbeAction::Exec { command: never }, 5));
+    spec.termination_grace_seconds = Some(1);
+    let (id, _) = subject.begin(spec).await;
+    let stack = watch.ended(id).await;
+    let RuntimeState::Ended { condition, .. } = stack.state else { unreachable!() };
+    assert!(condition.message.contains("\"app\""), "{condition:?}");
     subject.remove(id).await;
 }

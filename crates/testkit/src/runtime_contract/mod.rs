@@ -114,6 +114,7 @@ macro_rules! runtime_contract {
             a_stack_at_its_memory_limit_is_told_so
             init_containers_come_first
             a_probe_decides_on_readiness
+            a_container_that_ended_well_is_probed_no_more
             a_read_only_root_cannot_be_written
             dropped_capabilities_are_not_there
             a_lower_limit_of_processes_holds

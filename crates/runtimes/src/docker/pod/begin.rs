@@ -8,11 +8,12 @@ use bollard::errors::Error;
 use bollard::models::{ContainerInspectResponse, MountPoint};
 use stackd_core::RuntimeError;
 use stackd_core::runtime::{ErrorKind, RuntimeState};
+use stackd_core::spec::VolumeMedium;
 use stackd_core::stack::{Condition, reason};
-use stackd_shim::protocol::{Event, Request};
+use stackd_shim::protocol::{Event, Kept, Request};
 
 use super::{End, Pod, Stage};
-use crate::docker::engine::{failed, fault, is_absent, refused_start};
+use crate::docker::engine::{away, chain, failed, fault, is_absent, refused_start, unless_absent};
 use crate::docker::inventory::Note;
 use crate::docker::keeper::Network;
 
@@ -101,21 +102,43 @@ impl Pod {
             // One that has died is noticed by its silence.
             let _ = keeper.client.send(&Request::Check, &[]).await;
         }
+        for index in 0..self.members.len() {
+            if self.members[index].ended {
+                self.tell_ended(index).await;
+            }
+        }
+    }
+
+    /// Has the keeper check a container no more, which has ended well.
+    pub(super) async fn tell_ended(&self, index: usize) {
+        let member = &self.members[index];
+        if let Some(keeper) = self.keeper.as_ref().filter(|_| self.kept.hears_ends && !member.init)
+        {
+            let ended = Request::Ended { container: member.name.clone() };
+            let _ = keeper.client.send(&ended, &[]).await;
+        }
     }
 
     pub(super) async fn start_member(&mut self, index: usize) -> Result<(), RuntimeError> {
-        let member = &self.members[index];
+        let member = &mut self.members[index];
         let (id, name) = (member.id.clone(), member.name.clone());
         let docker = self.inner.docker.clone();
-        let started = docker.start_container(&id, None).await;
-        started.map_err(|e| refused_start(&name, &format!("start container {name}"), &e))?;
-        let there = docker.inspect_container(&id, None).await;
-        let there = there.map_err(|e| fault("look at a container", &e))?;
-        self.members[index].started = started_at(&there);
-        let written = written_paths(&there);
-        if let Some(entry) = self.inner.state.lock().entries.get_mut(&self.id) {
-            entry.paths.extend(written);
-        }
+        let look = |e: Error| fault("look at a container", &e);
+        // It may have been started though nobody heard of it, and have ended since.
+        let before = match std::mem::replace(&mut member.begun, true) {
+            true => Some(docker.inspect_container(&id, None).await.map_err(look)?),
+            false => None,
+        };
+        let there = match before.filter(|there| started_at(there).is_some()) {
+            Some(there) => there,
+            None => {
+                let started = docker.start_container(&id, None).await;
+                started
+                    .map_err(|e| refused_start(&name, &format!("start container {name}"), &e))?;
+                docker.inspect_container(&id, None).await.map_err(look)?
+            }
+        };
+        self.has_started(index, &there);
         if self.sandbox.is_none() {
             self.enter(&there).await?;
         }
@@ -126,19 +149,65 @@ impl Pod {
         Ok(())
     }
 
-    pub(super) async fn after_init(&mut self, index: usize) {
-        let next = (index + 1..self.members.len()).find(|i| self.members[*i].init);
-        let started = match next {
+    /// Takes over what the engine says of a container that was started.
+    fn has_started(&mut self, index: usize, there: &ContainerInspectResponse) {
+        let member = &mut self.members[index];
+        let mut state = self.inner.state.lock();
+        let entry = state.entries.get_mut(&self.id);
+        let known = entry.as_ref().and_then(|entry| entry.started.get(&member.name).cloned());
+        let now = started_at(there);
+        member.begun |= now.is_some();
+        member.started = known.filter(|_| now.is_some()).or(now);
+        let Some(entry) = entry else { return };
+        if let Some(at) = &member.started {
+            entry.started.insert(member.name.clone(), at.clone());
+        }
+        let memory = self.inner.mold.kept(&self.request, VolumeMedium::Memory);
+        entry.paths.extend(volumes_on_disk(there, &memory));
+        if self.inner.mold.abilities.limits_disk {
+            return;
+        }
+        match upper_layer(there) {
+            Some(path) => entry.paths.insert(path),
+            None => entry.unseen.insert(member.id.clone()),
+        };
+    }
+
+    /// Starts what should run by now and does not: the engine was away when it was its turn.
+    pub(super) async fn go_on(&mut self) -> Result<(), RuntimeError> {
+        match self.stage {
+            Stage::Init(index) if self.members[index].ended => self.start_next(index).await,
+            Stage::Init(index) if self.members[index].started.is_none() => {
+                self.start_init(index).await
+            }
+            Stage::Main if self.members.iter().any(|m| !m.init && m.started.is_none()) => {
+                self.start_main().await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Starts what comes after an init container.
+    async fn start_next(&mut self, index: usize) -> Result<(), RuntimeError> {
+        match (index + 1..self.members.len()).find(|i| self.members[*i].init) {
             Some(next) => self.start_init(next).await,
             None => self.start_main().await,
-        };
-        if let Err(error) = started {
-            if error.kind == ErrorKind::Retry {
-                return self.look_later();
-            }
-            tracing::warn!(stack = %self.id, error = error.operator, "a container did not start");
-            self.stop(Duration::ZERO, Some(error.condition)).await;
         }
+    }
+
+    pub(super) async fn after_init(&mut self, index: usize) {
+        if let Err(error) = self.start_next(index).await {
+            self.not_started(error).await;
+        }
+    }
+
+    /// A container could not be started: it is tried again, or the stack is ended for it.
+    pub(super) async fn not_started(&mut self, error: RuntimeError) {
+        if error.kind == ErrorKind::Retry {
+            return self.look_later();
+        }
+        tracing::warn!(stack = %self.id, error = error.operator, "a container did not start");
+        self.stop(Duration::ZERO, Some(error.condition)).await;
     }
 
     /// Gives the stack a keeper, which it lacks.
@@ -157,6 +226,7 @@ impl Pod {
             entered.map_err(|e| failed(format!("talk to a keeper: {e}")))?;
         }
         self.keeper = Some(keeper);
+        self.kept = Kept { hears_ends: true, ..Kept::default() };
         if self.stage == Stage::Main {
             self.check().await;
         }
@@ -177,22 +247,44 @@ impl Pod {
     /// Finds out how far a stack is that was started by an earlier server, and goes on there.
     pub(in crate::docker) async fn resume(&mut self, was_ready: bool) -> Result<(), RuntimeError> {
         self.was_ready = was_ready;
+        self.known = false;
+        for member in &mut self.members {
+            // For all that is known.
+            member.begun = true;
+        }
         // A keeper tells how it is before all else, so that nobody takes the stack for unready.
         if self.keeper.is_some() {
             let told = tokio::time::timeout(FIRST_WORD, super::next_event(&mut self.keeper));
             match told.await {
                 Ok(Some(Event::Kept(kept))) if kept.entered || self.inner.outside.is_some() => {
                     self.was_ready |= kept.was_ready;
-                    self.kept = kept;
+                    self.kept = kept.clone();
+                    self.unheard = Some(Event::Kept(kept));
                 }
                 // It gets another when the stack is looked at.
                 _ => self.keeper = None,
             }
         }
-        let unclear = |e: Error| fault("look at a container", &e);
+        self.take_up().await
+    }
+
+    /// Finds out how far the stack is, and goes on there.
+    pub(super) async fn take_up(&mut self) -> Result<(), RuntimeError> {
+        self.find_out().await.map_err(|e| away(format!("look at a container: {}", chain(&e))))?;
+        match self.stage {
+            // A keeper may not have been told to check, and how it stands is to be seen.
+            Stage::Main => self.start_main().await,
+            _ => self.go_on().await,
+        }
+    }
+
+    /// Finds out what the engine has of the stack.
+    async fn find_out(&mut self) -> Result<(), Error> {
         if let Some(holder) = &self.sandbox {
-            let there = self.inner.docker.inspect_container(&holder.id, None).await;
-            let started = there.ok().as_ref().and_then(started_at);
+            let started = match self.inner.docker.inspect_container(&holder.id, None).await {
+                Ok(there) => started_at(&there),
+                Err(e) => unless_absent(Err(e)).map(|()| None)?,
+            };
             if let Some(holder) = &mut self.sandbox {
                 holder.started = started;
             }
@@ -203,32 +295,23 @@ impl Pod {
                     Ok(there) => there,
                     Err(e) if is_absent(&e) => {
                         // To be found missing when it is looked for.
-                        self.members[index].started = Some(String::new());
+                        let member = &mut self.members[index];
+                        (member.begun, member.started) = (true, Some(String::new()));
                         continue;
                     }
-                    Err(e) => return Err(unclear(e)),
+                    Err(e) => return Err(e),
                 };
+            self.members[index].begun = false;
+            self.has_started(index, &there);
             let member = &mut self.members[index];
-            member.started = started_at(&there);
-            let state = there.state.clone().unwrap_or_default();
+            let state = there.state.unwrap_or_default();
             if member.init && state.running != Some(true) && state.exit_code == Some(0) {
                 member.ended = member.started.is_some();
             }
-            let written = written_paths(&there);
-            if let Some(entry) = self.inner.state.lock().entries.get_mut(&self.id) {
-                entry.paths.extend(written);
-            }
         }
         let init = self.members.iter().position(|member| member.init && !member.ended);
-        match init {
-            Some(index) => {
-                self.stage = Stage::Init(index);
-                if self.members[index].started.is_none() {
-                    self.start_init(index).await?;
-                }
-            }
-            None => self.start_main().await?,
-        }
+        self.stage = init.map_or(Stage::Main, Stage::Init);
+        self.known = true;
         Ok(())
     }
 
@@ -247,11 +330,18 @@ pub(super) fn started_at(there: &ContainerInspectResponse) -> Option<String> {
     (!started.is_empty() && !started.starts_with("0001-")).then_some(started)
 }
 
-/// Where a container writes, as paths of the engine's machine.
-fn written_paths(there: &ContainerInspectResponse) -> Vec<PathBuf> {
-    let layers = there.graph_driver.as_ref().map(|driver| &driver.data);
-    let upper = layers.and_then(|data| data.get("UpperDir")).map(PathBuf::from);
-    let on_disk = |mount: &&MountPoint| mount.typ.as_deref() == Some("volume");
+/// Where a container's own layer is written, as a path of the engine's machine; not every engine
+/// says that.
+fn upper_layer(there: &ContainerInspectResponse) -> Option<PathBuf> {
+    there.graph_driver.as_ref()?.data.get("UpperDir").map(PathBuf::from)
+}
+
+/// Where a container's volumes are, but those in memory, as paths of the engine's machine.
+fn volumes_on_disk(there: &ContainerInspectResponse, in_memory: &[String]) -> Vec<PathBuf> {
+    let on_disk = |mount: &&MountPoint| {
+        mount.typ.as_deref() == Some("volume")
+            && !mount.name.as_ref().is_some_and(|name| in_memory.contains(name))
+    };
     let volumes = there.mounts.iter().flatten().filter(on_disk);
-    upper.into_iter().chain(volumes.filter_map(|m| m.source.clone()).map(PathBuf::from)).collect()
+    volumes.filter_map(|mount| mount.source.clone()).map(PathBuf::from).collect()
 }

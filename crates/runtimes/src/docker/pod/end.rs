@@ -7,15 +7,14 @@ use bollard::errors::Error;
 use stackd_core::Timestamp;
 use stackd_core::runtime::{Outcome, RuntimeState};
 use stackd_core::stack::{Condition, reason};
+use tokio::time::Instant;
 
 use super::begin::started_at;
-use super::{End, Member, Pod, Stage};
+use super::{End, FIRST_AGAIN, LAST_AGAIN, Member, Pod, Stage};
 use crate::docker::engine::{chain, is_absent};
 use crate::docker::exec;
 use crate::docker::inventory::Note;
 
-/// When something that could not be done is tried again.
-const AGAIN: Duration = Duration::from_millis(500);
 /// How long after the end of a killed container the engine may still tell that it was for memory.
 const LATE_WORD: Duration = Duration::from_millis(300);
 /// 128 + SIGKILL.
@@ -38,6 +37,11 @@ impl Pod {
     pub(super) async fn look(&mut self) {
         if self.stage == Stage::Ending {
             return self.end_all().await;
+        }
+        if !self.known
+            && let Err(error) = self.take_up().await
+        {
+            return self.not_started(error).await;
         }
         if let Some(holder) = &self.sandbox {
             match self.see(holder).await {
@@ -72,16 +76,27 @@ impl Pod {
         }
         if self.keeper.is_none() {
             match self.keep_again().await {
-                Ok(()) => self.refresh(),
-                Err(_) => self.look_later(),
+                Ok(()) => {
+                    tracing::warn!(stack = %self.id, "a stack was without its keeper; it has one");
+                    self.refresh();
+                }
+                // Mostly the network has just ended, and the engine has yet to notice.
+                Err(error) => {
+                    tracing::debug!(stack = %self.id, error = error.operator, "no keeper yet");
+                    return self.look_later();
+                }
             }
+        }
+        match self.go_on().await {
+            Ok(()) => self.again = FIRST_AGAIN,
+            Err(error) => self.not_started(error).await,
         }
     }
 
-    /// The engine does not answer: what is, stays, and whoever listens to the engine calls again
-    /// when it does.
-    pub(super) fn away(&self, error: &Error) {
+    /// The engine does not answer: what is, stays, and it is asked again.
+    pub(super) fn away(&mut self, error: &Error) {
         tracing::debug!(stack = %self.id, error = chain(error), "the engine cannot be asked");
+        self.look_later();
     }
 
     pub(super) async fn see(&self, member: &Member) -> Result<Seen, Error> {
@@ -108,6 +123,9 @@ impl Pod {
             oom = self.late_word(index).await;
         }
         let ending = self.stage == Stage::Ending;
+        if code == Some(0) && !ending {
+            self.tell_ended(index).await;
+        }
         let member = &mut self.members[index];
         member.ended = true;
         let code = code.map(|code| i32::try_from(code).unwrap_or(i32::MAX));
@@ -165,6 +183,7 @@ impl Pod {
         }
         self.stage = Stage::Ending;
         self.grace = grace;
+        self.again = FIRST_AGAIN;
         // Boxed: what ends a container may end them all.
         Box::pin(self.end_all()).await;
     }
@@ -180,14 +199,15 @@ impl Pod {
         self.stage = Stage::Ending;
         self.close().await;
         if let Err(error) = self.stop_members().await {
-            self.away(&error);
-            return self.look_later();
+            return self.away(&error);
         }
         for index in 0..self.members.len() {
-            if self.members[index].started.is_none() || self.members[index].ended {
+            if !self.members[index].begun || self.members[index].ended {
                 continue;
             }
             match self.see(&self.members[index]).await {
+                // The engine never heard that it was to be started.
+                Ok(Seen::Created) if self.members[index].started.is_none() => {}
                 Ok(Seen::Ended(code, oom)) => Box::pin(self.ended(index, code, oom)).await,
                 Ok(Seen::Created | Seen::Gone) => Box::pin(self.ended(index, None, false)).await,
                 Ok(Seen::Running) => return self.look_later(),
@@ -195,10 +215,7 @@ impl Pod {
                     exec::end_soon(&self.inner, &self.members[index].id, Duration::ZERO);
                     Box::pin(self.ended(index, None, false)).await;
                 }
-                Err(error) => {
-                    self.away(&error);
-                    return self.look_later();
-                }
+                Err(error) => return self.away(&error),
             }
         }
         if let Some(holder) = &self.sandbox
@@ -211,7 +228,7 @@ impl Pod {
 
     /// Asks all containers to end, and waits until they have.
     pub(super) async fn stop_members(&mut self) -> Result<(), Error> {
-        let live = self.members.iter().filter(|m| m.started.is_some() && !m.ended);
+        let live = self.members.iter().filter(|m| m.begun && !m.ended);
         let live: Vec<String> = live.map(|member| member.id.clone()).collect();
         let (inner, grace) = (Arc::clone(&self.inner), self.grace);
         let stopping = live.iter().map(|id| exec::end_container(&inner, id, grace));
@@ -251,12 +268,10 @@ impl Pod {
         self.inner.publish(self.id, state);
     }
 
-    pub(super) fn look_later(&self) {
-        let sender = self.sender.clone();
-        tokio::spawn(async move {
-            tokio::time::sleep(AGAIN).await;
-            let _ = sender.send(Note::Look);
-        });
+    pub(super) fn look_later(&mut self) {
+        let at = Instant::now() + self.again;
+        self.next_look = Some(self.next_look.map_or(at, |sooner| sooner.min(at)));
+        self.again = (self.again * 2).min(LAST_AGAIN);
     }
 }
 

@@ -13,10 +13,16 @@ use stackd_core::runtime::{EnsureRequest, RuntimeState};
 use stackd_core::stack::{Condition, reason};
 use stackd_shim::protocol::{Event, Kept, Request};
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use super::exec;
 use super::inventory::{Inner, Note, Warden};
 use super::keeper::Keeper;
+use end::Seen;
+
+/// When something that could not be done is tried again, at first and at last.
+const FIRST_AGAIN: Duration = Duration::from_millis(500);
+const LAST_AGAIN: Duration = Duration::from_secs(10);
 
 /// How far a stack is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +52,8 @@ struct Member {
     memory_bytes: u64,
     /// The engine's id.
     id: String,
+    /// The engine was asked to start it, whatever came of that.
+    begun: bool,
     /// When it was started, in the engine's words; one that was started again by somebody else has
     /// another time.
     started: Option<String>,
@@ -62,7 +70,11 @@ pub(super) struct Pod {
     request: Arc<EnsureRequest>,
     keeper: Option<Keeper>,
     kept: Kept,
+    /// What the keeper said first, where nothing has come of it yet.
+    unheard: Option<Event>,
     was_ready: bool,
+    /// How far it is was found out: always so for one that was started by this server.
+    known: bool,
     /// The container that holds the network, where it is one of its own.
     sandbox: Option<Member>,
     members: Vec<Member>,
@@ -72,6 +84,9 @@ pub(super) struct Pod {
     grace: Duration,
     notes: mpsc::UnboundedReceiver<Note>,
     sender: mpsc::UnboundedSender<Note>,
+    /// When something that could not be done is tried again, and how long after that.
+    next_look: Option<Instant>,
+    again: Duration,
 }
 
 impl Pod {
@@ -83,7 +98,9 @@ impl Pod {
         ids: Vec<String>,
         with_sandbox: bool,
     ) -> Self {
-        Self::with(inner, request, Some(keeper), ids, with_sandbox)
+        let mut pod = Self::with(inner, request, Some(keeper), ids, with_sandbox);
+        pod.kept.hears_ends = true;
+        pod
     }
 
     pub(super) fn with(
@@ -99,6 +116,7 @@ impl Pod {
             init,
             memory_bytes,
             id,
+            begun: false,
             started: None,
             out_of_memory: false,
             ended: false,
@@ -117,7 +135,9 @@ impl Pod {
             request,
             keeper,
             kept: Kept::default(),
+            unheard: None,
             was_ready: false,
+            known: true,
             sandbox,
             members,
             stage: Stage::Main,
@@ -125,6 +145,8 @@ impl Pod {
             grace: Duration::ZERO,
             notes,
             sender,
+            next_look: None,
+            again: FIRST_AGAIN,
         }
     }
 
@@ -155,8 +177,15 @@ impl Pod {
     }
 
     async fn work(&mut self) {
+        if let Some(event) = self.unheard.take() {
+            self.told(event).await;
+        }
         while self.stage != Stage::Ended {
             tokio::select! {
+                () = moment(self.next_look) => {
+                    self.next_look = None;
+                    self.look().await;
+                }
                 note = self.notes.recv() => match note {
                     Some(note) => self.noted(note).await,
                     None => return,
@@ -209,6 +238,9 @@ impl Pod {
                     let condition = Condition::new(reason::START_ERROR, text);
                     self.stop(Duration::ZERO, Some(condition)).await;
                 } else if let Some(text) = self.kept.unhealthy.take() {
+                    if self.ended_well(self.kept.unhealthy_container.clone()).await {
+                        return self.refresh();
+                    }
                     let condition = Condition::new(reason::UNHEALTHY, text);
                     self.stop(self.request.spec.termination_grace(), Some(condition)).await;
                 } else {
@@ -222,12 +254,30 @@ impl Pod {
                 let answers = Arc::clone(&keeper.client);
                 tokio::spawn(async move {
                     let limit = Duration::from_millis(timeout_ms);
-                    let code = exec::probe(&inner, &id, command, limit).await;
-                    let _ = answers.send(&Request::Probed { attempt, code }, &[]).await;
+                    let (code, late) = match exec::probe(&inner, &id, command, limit).await {
+                        exec::Probe::Ended(code) => (Some(code), false),
+                        exec::Probe::Late => (None, true),
+                        exec::Probe::Unknown => (None, false),
+                    };
+                    let _ = answers.send(&Request::Probed { attempt, code, late }, &[]).await;
                 });
             }
             _ => {}
         }
+    }
+
+    /// Whether the container that a probe blames had ended with success when it was asked, of which
+    /// its keeper had yet to hear.
+    async fn ended_well(&mut self, name: Option<String>) -> bool {
+        let member = |member: &Member| !member.init && Some(&member.name) == name.as_ref();
+        let Some(index) = self.members.iter().position(member) else { return false };
+        if !self.members[index].ended {
+            match self.see(&self.members[index]).await {
+                Ok(Seen::Ended(Some(0), _)) => self.ended(index, Some(0), false).await,
+                _ => return false,
+            }
+        }
+        true
     }
 
     /// The keeper is gone: with the network that it was in, or by an accident of its own.
@@ -235,19 +285,6 @@ impl Pod {
         self.keeper = None;
         self.kept = Kept::default();
         self.look().await;
-        if matches!(self.stage, Stage::Ending | Stage::Ended) {
-            return;
-        }
-        match self.keep_again().await {
-            Ok(()) => {
-                tracing::warn!(stack = %self.id, "the keeper of a stack was gone; it has another");
-            }
-            // Mostly the network has just ended, and the engine has yet to notice.
-            Err(error) => {
-                tracing::debug!(stack = %self.id, error = error.operator, "no keeper yet");
-                self.look_later();
-            }
-        }
         self.refresh();
     }
 
@@ -277,6 +314,13 @@ impl Pod {
         let name = &member.name;
         let text = format!("a process of container {name:?} was killed at its memory limit");
         Some(Condition::new(reason::OOM_KILLED, text))
+    }
+}
+
+async fn moment(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 
