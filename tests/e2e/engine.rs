@@ -3,6 +3,7 @@
 use std::process::Output;
 
 use serde_json::Value;
+use stackd_probe::{CASES, Case};
 use stackd_testkit::{docker, sample};
 
 use crate::on::On;
@@ -102,5 +103,63 @@ async fn doctor_tells_what_an_engine_is_like() {
     let (code, report) = doctor("unix:///nowhere/docker.sock").await;
     assert_eq!(code, Some(12));
     assert_eq!(found(&report, "engine")["status"], "failed", "{report:#}");
+    server.finish().await;
+}
+
+/// Runs the probes on an engine; what they found of each case, and where they ran.
+async fn proved(server: &Server, engine: &[&str]) -> Value {
+    let data = server.data();
+    let words = ["doctor", "--probe", "--runtime", "docker", "-o", "json", "--listen"];
+    let words = [&words[..], &["127.0.0.1:0", "--data-dir", &data], engine].concat();
+    let output = server.stackd(&words).await;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let report = serde_json::from_slice::<Value>(&output.stdout);
+    report.unwrap_or_else(|error| panic!("no report ({error}): {errors}"))
+}
+
+/// What became of each case: a word, and what was found.
+fn verdicts(report: &Value) -> Vec<(&'static Case, String, String)> {
+    let checks = report["checks"].as_array().expect("checks");
+    let of = |case: &'static Case| {
+        let name = format!("isolation: {}", case.name);
+        let check = checks.iter().find(|check| check["name"] == *name);
+        let check = check.unwrap_or_else(|| panic!("{name} is not tried: {report:#}"));
+        let text = |name: &str| check[name].as_str().unwrap_or_default().to_owned();
+        (case, text("status"), text("detail"))
+    };
+    CASES.iter().map(of).collect()
+}
+
+#[tokio::test]
+async fn doctor_proves_the_isolation_of_an_engine_and_leaves_nothing() {
+    let server = Server::on(On::Docker).await;
+    let report = proved(&server, &["--docker-host", docker::shared()]).await;
+    for (case, status, found) in verdicts(&report) {
+        // What the engine cannot do is a warning: to limit disks, and to remap users.
+        let known = case.fills_disk || found.contains("root here is user 0 outside");
+        let expected = if known { "warning" } else { "ok" };
+        assert_eq!(status, expected, "{}: {found}", case.name);
+    }
+    assert_eq!(docker::named(docker::shared(), "stackd-probe:").await, Vec::<String>::new());
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn doctor_proves_the_isolation_of_an_engine_elsewhere_and_leaves_no_networks() {
+    let server = Server::on(On::Docker).await;
+    let engine = docker::Engine::elsewhere();
+    let host = format!("tcp://{}:2376", engine.address().expect("it is elsewhere"));
+    let at = |name: &str| engine.directory().join(name).display().to_string();
+    let (ca, cert, key) = (at("ca.pem"), at("server.pem"), at("server.key"));
+    let words = ["--docker-tls-ca", &ca, "--docker-tls-cert", &cert, "--docker-tls-key", &key];
+    let report = proved(&server, &[&["--docker-host", &host][..], &words].concat()).await;
+    for (case, status, found) in verdicts(&report) {
+        // Its machine is reached by what stacks have to be reached by, and this is told.
+        let reached = matches!(case.name, "the host, by the gateway" | "the host, by its address");
+        assert_eq!(status == "failed", reached, "{}: {found}", case.name);
+    }
+    // The image that holds networks is kept for the next server.
+    let left = docker::named(&engine.host(), "stackd-").await;
+    assert_eq!(left, ["stackd-pause:1"]);
     server.finish().await;
 }

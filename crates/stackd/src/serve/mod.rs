@@ -72,7 +72,11 @@ async fn serve(config: &Config, data: &DataDir, environment: &Environment) -> an
     let (listeners, addresses) = bind(config).await?;
     let tls = parts::tls(config)?;
     let store = open_store(config, data).await?;
-    let runtime = parts::runtime(config, data).await?;
+    let runtime = tokio::select! {
+        runtime = parts::runtime(config, data) => runtime?,
+        // It may be waited for long.
+        () = stopping.cancelled() => return Ok(()),
+    };
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let settings = config.engine.clone();
     let part = replica::of(config, &addresses, tls.as_ref(), &runtime)?;

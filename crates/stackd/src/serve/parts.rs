@@ -3,6 +3,7 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use stackd_core::Runtime;
@@ -20,6 +21,10 @@ use crate::config::{Config, Driver};
 use crate::exit::{Exit, Failure};
 use crate::local::data_dir::DataDir;
 use crate::local::image::work::Home;
+
+/// When an engine that does not answer is asked again, at first and at last.
+const FIRST_RETRY: Duration = Duration::from_millis(200);
+const LAST_RETRY: Duration = Duration::from_secs(5);
 
 /// A runtime.
 pub(crate) struct Parts {
@@ -48,7 +53,7 @@ pub(crate) async fn runtime(config: &Config, data: &DataDir) -> anyhow::Result<P
         }
         Driver::Docker => {
             let docker = docker_config(config, data.path());
-            let runtime = DockerRuntime::open(docker).await.map_err(|error| {
+            let runtime = open_docker(docker).await.map_err(|error| {
                 let exit = match error {
                     EngineError::Unreachable { .. } => Exit::Unreachable,
                     EngineError::Settings(_) => Exit::Config,
@@ -76,6 +81,34 @@ pub(crate) async fn runtime(config: &Config, data: &DataDir) -> anyhow::Result<P
                     .hint("`stackd doctor` says what this machine lacks")
             })?;
             Ok(Parts { runtime: Arc::new(runtime), images: Some(Home::Store(images)) })
+        }
+    }
+}
+
+/// Waits for an engine that does not answer: it may be started after this server, or be away for a
+/// while, and the stacks go on without either.
+async fn open_docker(docker: DockerConfig) -> Result<DockerRuntime, EngineError> {
+    let mut retry = FIRST_RETRY;
+    let mut told = false;
+    loop {
+        match DockerRuntime::open(docker.clone()).await {
+            Err(error @ EngineError::Unreachable { .. }) => {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::warn!(
+                        "{error}; it is waited for, and nothing is served before it answers \
+                         (`stackd doctor --runtime docker` says more)"
+                    );
+                }
+                tokio::time::sleep(retry).await;
+                retry = (retry * 2).min(LAST_RETRY);
+            }
+            Ok(runtime) => {
+                if told {
+                    tracing::info!("the Docker engine answers");
+                }
+                return Ok(runtime);
+            }
+            refused => return refused,
         }
     }
 }

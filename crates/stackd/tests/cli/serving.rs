@@ -114,6 +114,31 @@ fn a_second_signal_ends_it_at_once() {
 }
 
 #[test]
+fn an_engine_that_is_away_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let serve = |host: &str| {
+        let mut command = stackd();
+        command
+            .args(["serve", "--listen", "127.0.0.1:0", "--runtime", "docker", "--docker-host"])
+            .arg(host)
+            .arg("--data-dir")
+            .arg(dir.path().join("data"));
+        command
+    };
+    let mut child = serve("unix:///nowhere/docker.sock").stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let told = lines.find(|line| line.contains("cannot be reached")).expect("it says so");
+    assert!(told.contains("/nowhere/docker.sock") && told.contains("it is waited for"), "{told}");
+    assert!(child.try_wait().unwrap().is_none());
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0), "a signal is obeyed meanwhile");
+
+    // What no waiting mends is refused at once.
+    let wrong = said(serve("nowhere").output().unwrap());
+    assert_eq!(wrong.code, 3, "{}", wrong.err);
+}
+
+#[test]
 fn systemd_is_told_when_it_is_ready() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("notify");

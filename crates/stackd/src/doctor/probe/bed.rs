@@ -101,6 +101,12 @@ pub(super) async fn docker(config: &Config) -> anyhow::Result<Vec<Check>> {
     let mut docker = crate::serve::docker_config(config, data.path());
     // What it looks at now and then is to be seen while it is tried.
     docker.disk_look_seconds = 1;
+    // No more than is asked for.
+    docker.ready_networks = 0;
+    if !docker.is_here() {
+        // Whatever it is called to others, from here it is reached where the engine is.
+        docker.machine.public_ip = None;
+    }
     crate::client::use_ring();
     let runtime = DockerRuntime::open(docker.clone()).await.context("the docker runtime")?;
     let images = runtime.images();
@@ -121,12 +127,24 @@ pub(super) async fn docker(config: &Config) -> anyhow::Result<Vec<Check>> {
         true => own,
         false => runtime.placement().and_then(|place| place.public_ip).unwrap_or(own),
     };
+    let gateway_of = |id| runtime.gateway_of(id).map(|gateway| gateway.to_string());
+    let api =
+        docker.host.rsplit(':').next().and_then(|port| port.trim_end_matches('/').parse().ok());
+    let on = match api {
+        Some(api) if !docker.is_here() => On::Elsewhere {
+            host: address.clone(),
+            api,
+            gateway_of: &gateway_of,
+            data_dir: config.data_dir.display().to_string(),
+        },
+        _ => machine(config),
+    };
     let subject = Subject {
         runtime: &runtime,
         image: &image,
         address: &address,
         node_ports: config.engine.node_ports.clone(),
-        on: machine(config),
+        on,
     };
     let proved = prove(&subject).await;
     runtime.remove_all().await;
@@ -136,8 +154,8 @@ pub(super) async fn docker(config: &Config) -> anyhow::Result<Vec<Check>> {
     proved
 }
 
-/// This machine, or that of an engine, as far as it is known here.
-fn machine(config: &Config) -> On {
+/// This machine.
+fn machine(config: &Config) -> On<'static> {
     On::Machine {
         gateway: config.runtime.oci.gateway_address.to_string(),
         data_dir: config.data_dir.display().to_string(),

@@ -65,15 +65,26 @@ pub(super) struct Subject<'a> {
     /// Node ports that may be taken for a while.
     pub(super) node_ports: RangeInclusive<u16>,
     /// What its stacks run on.
-    pub(super) on: On,
+    pub(super) on: On<'a>,
 }
 
 /// What stacks run on, as far as a stack could get at it.
-pub(super) enum On {
-    /// One machine.
+pub(super) enum On<'a> {
+    /// This machine.
     Machine {
         /// Where connections come from that are relayed into a stack.
         gateway: String,
+        /// A directory of the server.
+        data_dir: String,
+    },
+    /// Another machine, which stacks must not reach.
+    Elsewhere {
+        /// Its address.
+        host: String,
+        /// A TCP port that something there listens on.
+        api: u16,
+        /// Where a stack finds it.
+        gateway_of: &'a (dyn Fn(StackId) -> Option<String> + Sync),
         /// A directory of the server.
         data_dir: String,
     },
@@ -174,6 +185,13 @@ async fn try_all(subject: &Subject<'_>, stacks: &mut Vec<StackId>) -> anyhow::Re
             neighbour: neighbour.node_port,
             data_dir: data_dir.clone(),
         },
+        On::Elsewhere { host, api, gateway_of, data_dir } => Places::Machine {
+            host: host.clone(),
+            api: *api,
+            gateway: gateway_of(hostile.id).context("a stack's network has no gateway")?,
+            neighbour: neighbour.node_port,
+            data_dir: data_dir.clone(),
+        },
         On::Cluster => around(subject, &neighbour).await?,
     };
     let mut checks = Vec::new();
@@ -258,7 +276,7 @@ fn claim(subject: &Subject<'_>) -> anyhow::Result<Stack> {
     // A cluster does not say which ports are free, and whoever takes some begins at an end.
     let first = match subject.on {
         On::Cluster => usize::from(u16::from_be_bytes([bits[0], bits[1]])) % number.max(1),
-        On::Machine { .. } => 0,
+        On::Machine { .. } | On::Elsewhere { .. } => 0,
     };
     let mut ports = subject.node_ports.clone().rev().cycle().skip(first).take(number);
     let taken = ports.find(|port| subject.runtime.claim_ports(id, &mapping(*port)).is_ok());
