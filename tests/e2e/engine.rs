@@ -3,7 +3,7 @@
 use std::process::Output;
 
 use serde_json::Value;
-use stackd_probe::{CASES, Case};
+use stackd_probe::{Case, Platform, cases};
 use stackd_testkit::{docker, sample};
 
 use crate::on::On;
@@ -127,7 +127,7 @@ fn verdicts(report: &Value) -> Vec<(&'static Case, String, String)> {
         let text = |name: &str| check[name].as_str().unwrap_or_default().to_owned();
         (case, text("status"), text("detail"))
     };
-    CASES.iter().map(of).collect()
+    cases(Platform::Machine).map(of).collect()
 }
 
 #[tokio::test]
