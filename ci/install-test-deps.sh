@@ -20,6 +20,7 @@ need iptables iptables
 need nsenter util-linux
 need mkfs.ext4 e2fsprogs
 need curl curl
+need python3 python3
 need chromium chromium
 need chromedriver chromium-driver
 

@@ -12,6 +12,33 @@ use tempfile::TempDir;
 /// The key under which WebDriver names an element.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
 
+/// What is hard to use on a page as it is shown: text without enough contrast (WCAG 2.2, 1.4.3),
+/// buttons that a finger misses, and what does not fit.
+const FAULTS: &str = r"(() => {
+    const parts = (color) => color.match(/[\d.]+/g).map(Number);
+    const linear = (value) => value <= 10.31475 ? value / 3294.6 : ((value / 255 + .055) / 1.055) ** 2.4;
+    const light = (color) => {
+        const [red, green, blue] = parts(color).map(linear);
+        return .2126 * red + .7152 * green + .0722 * blue;
+    };
+    const ground = (each) => {
+        const color = getComputedStyle(each).backgroundColor;
+        return parts(color)[3] === 0 ? ground(each.parentElement) : color;
+    };
+    const faults = [];
+    if (document.documentElement.scrollWidth > innerWidth) faults.push('it is wider than the window');
+    for (const each of document.querySelectorAll('body *')) {
+        if (!each.checkVisibility() || each.offsetWidth <= 1) continue;
+        const name = each.tagName + ' ' + each.textContent;
+        if (each.tagName === 'BUTTON' && each.offsetHeight < 44) faults.push(name + ': too low');
+        if (![...each.childNodes].some((node) => node.nodeType === 3 && node.data.trim())) continue;
+        const [dark, bright] = [getComputedStyle(each).color, ground(each)].map(light).sort((a, b) => a - b);
+        const ratio = (bright + .05) / (dark + .05);
+        if (ratio < 4.5) faults.push(name + ': contrast ' + ratio.toFixed(2));
+    }
+    return faults;
+})()";
+
 /// One window.
 pub(crate) struct Browser {
     driver: Child,
@@ -77,6 +104,14 @@ impl Browser {
         answer["value"].take()
     }
 
+    async fn get(&self, path: &str) -> Value {
+        let url = format!("{}/{path}", self.session);
+        let answer = within("the browser answers", self.http.get(url).send()).await;
+        let mut answer: Value = answer.expect("an answer").json().await.expect("JSON");
+        assert!(answer["value"]["error"].is_null(), "{path}: {answer:#}");
+        answer["value"].take()
+    }
+
     pub(crate) async fn go(&self, url: &str) {
         self.post("url", json!({ "url": url })).await;
     }
@@ -115,14 +150,27 @@ impl Browser {
 
     /// Presses keys, one after another.
     pub(crate) async fn press(&self, keys: &[&str]) {
-        let steps: Vec<_> = keys
-            .iter()
-            .flat_map(|key| {
-                [json!({"type": "keyDown", "value": key}), json!({"type": "keyUp", "value": key})]
-            })
-            .collect();
+        for key in keys {
+            self.chord(&[key]).await;
+        }
+    }
+
+    /// Presses keys together.
+    pub(crate) async fn chord(&self, keys: &[&str]) {
+        let down = keys.iter().map(|key| json!({"type": "keyDown", "value": key}));
+        let up = keys.iter().rev().map(|key| json!({"type": "keyUp", "value": key}));
+        let steps: Vec<_> = down.chain(up).collect();
         let actions = json!({"actions": [{"type": "key", "id": "keyboard", "actions": steps}]});
         self.post("actions", actions).await;
+    }
+
+    /// What a screen reader is told of an element: its role and its name.
+    pub(crate) async fn told(&self, css: &str) -> (String, String) {
+        let element = self.element(css).await;
+        let role = self.get(&format!("element/{element}/computedrole")).await;
+        let name = self.get(&format!("element/{element}/computedlabel")).await;
+        let text = |value: Value| value.as_str().expect("a text").to_owned();
+        (text(role), text(name))
     }
 
     /// Goes into the page's only frame.
@@ -130,13 +178,42 @@ impl Browser {
         self.post("frame", json!({"id": 0})).await;
     }
 
-    pub(crate) async fn resize(&self, width: u32, height: u32) {
+    /// Goes back to the page that has the frame.
+    pub(crate) async fn leave_frame(&self) {
+        self.post("frame", json!({"id": null})).await;
+    }
+
+    /// Lets a page use the clipboard, as a person does who is asked.
+    pub(crate) async fn allow_clipboard(&self, origin: &str) {
+        let permissions = ["clipboardReadWrite", "clipboardSanitizedWrite"];
+        let params = json!({"origin": origin, "permissions": permissions});
+        self.devtools("Browser.grantPermissions", params).await;
+    }
+
+    /// Looks at the page in light, in dark and on phones, keeps the pictures, and fails where it is
+    /// hard to use.
+    pub(crate) async fn look(&self, name: &str) {
+        for (looks, scheme, width, height) in [
+            ("phone-light", "light", 360, 740),
+            ("phone-dark", "dark", 390, 844),
+            ("dark", "dark", 1000, 800),
+            ("light", "light", 1000, 800),
+        ] {
+            self.prefer(scheme).await;
+            self.resize(width, height).await;
+            self.picture(&format!("{name}-{looks}")).await;
+            let faults = self.eval(FAULTS).await;
+            assert_eq!(faults, json!([]), "{name}, {looks}");
+        }
+    }
+
+    async fn resize(&self, width: u32, height: u32) {
         let params = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600});
         self.devtools("Emulation.setDeviceMetricsOverride", params).await;
     }
 
     /// Prefers `light` or `dark`.
-    pub(crate) async fn prefer(&self, scheme: &str) {
+    async fn prefer(&self, scheme: &str) {
         let features = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
         self.devtools("Emulation.setEmulatedMedia", features).await;
     }
@@ -157,11 +234,8 @@ impl Browser {
 
     /// Keeps a picture of the page among the build's artefacts.
     pub(crate) async fn picture(&self, name: &str) {
-        let url = format!("{}/screenshot", self.session);
-        let answer = self.http.get(url).send().await.expect("an answer");
-        let answer: Value = answer.json().await.expect("JSON");
-        let text = answer["value"].as_str().expect("a picture");
-        let png = decode(text);
+        let picture = self.get("screenshot").await;
+        let png = decode(picture.as_str().expect("a picture"));
         let mut path = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
         path.push("screenshots");
         std::fs::create_dir_all(&path).expect("a directory");

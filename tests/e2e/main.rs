@@ -30,6 +30,7 @@ mod replicas;
 mod server;
 mod terminal;
 mod tls;
+mod walkthrough;
 
 /// The name under which the sample image stands in for a web server in the documents.
 const IMAGE: &str = "nginx:stable";
