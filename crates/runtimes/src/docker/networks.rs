@@ -228,12 +228,23 @@ impl Networks {
                 number
             };
             let made = self.make(number).await;
-            let mut state = self.state.lock();
-            state.filling = None;
-            match made? {
-                true => state.free.insert(number),
-                false => state.blocked.insert(number),
+            let there = {
+                let mut state = self.state.lock();
+                state.filling = None;
+                let there = made?;
+                if there && state.free.len() < self.ready {
+                    state.free.insert(number);
+                    continue;
+                }
+                // Somebody's; or one too many, since another was given back meanwhile.
+                state.blocked.insert(number);
+                there
             };
+            if there {
+                let removed = self.remove(number).await;
+                self.state.lock().blocked.remove(&number);
+                return removed;
+            }
         }
     }
 

@@ -107,7 +107,12 @@ async fn carry(
         return;
     }
     if fate == Some(Fate::Unanswered) {
-        let _ = there.read_buf(&mut begun).await;
+        let ((mut question, _), (mut answer, mut rest)) = (client.split(), there.split());
+        let mut lost = Vec::new();
+        tokio::select! {
+            _ = tokio::io::copy(&mut question, &mut rest) => {}
+            _ = answer.read_buf(&mut lost) => {}
+        }
         return;
     }
     let is_events = line.contains("/events?");

@@ -134,7 +134,7 @@ pub(super) async fn prove(subject: &Subject<'_>) -> anyhow::Result<Vec<Check>> {
         tried = try_all(subject, &mut stacks) => tried,
         told = told_to_end() => told.and_then(|()| Err(anyhow::anyhow!("it was interrupted"))),
     };
-    let removed = join_all(stacks.into_iter().map(|id| remove(subject.runtime, id))).await;
+    let removed = join_all(stacks.into_iter().map(|stack| remove(subject.runtime, stack.id))).await;
     let left: Vec<_> = removed.into_iter().filter_map(Result::err).collect();
     if left.is_empty() {
         return tried;
@@ -171,7 +171,7 @@ async fn remove(runtime: &dyn Runtime, id: StackId) -> Result<(), String> {
 }
 
 /// Tries everything. What it starts is named in `stacks` before anything of it is there.
-async fn try_all(subject: &Subject<'_>, stacks: &mut Vec<StackId>) -> anyhow::Result<Vec<Check>> {
+async fn try_all(subject: &Subject<'_>, stacks: &mut Vec<Stack>) -> anyhow::Result<Vec<Check>> {
     // Something on every address of the host that a stack must not reach.
     let api = TcpListener::bind(("0.0.0.0", 0)).context("listen on this machine")?;
     subject.runtime.prepare(subject.image, None).await.context("the image")?;
@@ -267,8 +267,8 @@ async fn ended_for_disk(subject: &Subject<'_>, id: StackId) -> bool {
     tokio::time::timeout(PATIENCE, ended).await.unwrap_or(false)
 }
 
-/// A new id, with a node port.
-fn claim(subject: &Subject<'_>) -> anyhow::Result<Stack> {
+/// A new id, with a node port that none of these has: only a runtime of this machine refuses one.
+fn claim(subject: &Subject<'_>, stacks: &[Stack]) -> anyhow::Result<Stack> {
     let mut bits = [0; 8];
     getrandom::fill(&mut bits)?;
     let id = StackId::from_bits(u64::from_be_bytes(bits));
@@ -278,7 +278,8 @@ fn claim(subject: &Subject<'_>) -> anyhow::Result<Stack> {
         On::Cluster => usize::from(u16::from_be_bytes([bits[0], bits[1]])) % number.max(1),
         On::Machine { .. } | On::Elsewhere { .. } => 0,
     };
-    let mut ports = subject.node_ports.clone().rev().cycle().skip(first).take(number);
+    let ports = subject.node_ports.clone().rev().cycle().skip(first).take(number);
+    let mut ports = ports.filter(|port| stacks.iter().all(|stack| stack.node_port != *port));
     let taken = ports.find(|port| subject.runtime.claim_ports(id, &mapping(*port)).is_ok());
     Ok(Stack { id, node_port: taken.context("no node port is free")? })
 }
@@ -288,10 +289,10 @@ fn mapping(node_port: u16) -> Vec<PortMapping> {
 }
 
 /// Starts a stack that answers on its port, and waits until it does.
-async fn start(subject: &Subject<'_>, stacks: &mut Vec<StackId>) -> anyhow::Result<Stack> {
+async fn start(subject: &Subject<'_>, stacks: &mut Vec<Stack>) -> anyhow::Result<Stack> {
     for _ in 0..PORTS_TRIED {
-        let stack = claim(subject)?;
-        stacks.push(stack.id);
+        let stack = claim(subject, stacks)?;
+        stacks.push(stack);
         match begin(subject, &stack).await.context("a stack was not ready in time")? {
             Ok(()) => return Ok(stack),
             Err(Unstarted::PortTaken) => {
