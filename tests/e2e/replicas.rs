@@ -414,9 +414,10 @@ async fn on_a_cluster_whoever_leads_has_the_same_stacks() {
     let mut fleet = Fleet::on_cluster(&database, 3, node_ports).await;
     let clients = fleet.clients();
     let make = async |key: &str| {
+        let key = key.replace(' ', "-");
         let (status, stack) = until_told(&clients, 0, |index| {
             let request = clients.request(index, Method::POST, "/stacks");
-            request.header("Idempotency-Key", key).json(&create_body())
+            request.header("Idempotency-Key", &key).json(&create_body())
         })
         .await;
         assert_eq!(status, 201, "{stack}");
