@@ -215,7 +215,7 @@ const CASES: &[Case] = &[
     filling("inodes", &["inode-filler", "/tmp"], Platform::Machine),
     filling("disk", &["disk-filler", "/tmp"], Platform::Machine),
     // A kubelet looks only now and then, and must find it: not much more than is allowed, and kept.
-    filling("disk", &["disk-filler", "/tmp", "64", "hold"], Platform::Cluster),
+    filling("disk", &["disk-filler", "/tmp", "48", "hold"], Platform::Cluster),
     Case { expected: Verdict::Killed, ..denied("memory", &["memory-hog"]) },
 ];
 

@@ -47,7 +47,7 @@ const CREATE: &str = "/stacks";
 const PLAYER_CREATE: &str = "/api/challenges/{id}/stack";
 
 /// How a dialect puts a refusal, which is always 503 here.
-pub(crate) type Form = fn(Fault) -> Fault;
+type Form = fn(Fault) -> Fault;
 /// As `error`.
 pub(crate) const PLAIN: Form = |fault| fault;
 /// As `detail`.

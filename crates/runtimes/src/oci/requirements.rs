@@ -232,7 +232,9 @@ mod tests {
         let make = |group: &str, file: Option<&str>| {
             let group = directory.path().join(group);
             std::fs::create_dir_all(&group).unwrap();
-            file.map(|file| std::fs::write(group.join(file), "max\n").unwrap());
+            if let Some(file) = file {
+                std::fs::write(group.join(file), "max\n").unwrap();
+            }
         };
         make("memory", None);
         make("system.slice", Some("memory.max"));

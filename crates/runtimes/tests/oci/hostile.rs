@@ -255,7 +255,10 @@ async fn flood(mut bed: Bed) {
 fn cpu_ticks(pid: u32) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("a process");
     let (_, fields) = text.rsplit_once(')').expect("its name");
-    let field = |at: usize| -> u64 { fields.split_whitespace().nth(at).unwrap().parse().unwrap() };
+    let field = |at: usize| -> u64 {
+        let field = fields.split_whitespace().nth(at).and_then(|field| field.parse().ok());
+        field.expect("a number")
+    };
     field(11) + field(12)
 }
 

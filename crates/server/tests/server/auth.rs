@@ -8,8 +8,8 @@ use stackd_core::Timestamp;
 use stackd_server::{OwnerKind, PlayerConfig};
 
 use crate::harness::{Answer, App, KEY, Setup};
-use crate::{player, player_page};
 use crate::tokens::{self, Signer};
+use crate::{player, player_page};
 
 /// Routes that anybody may call. Whoever adds one here says why.
 const KEYLESS: [(&str, &str); 8] = [

@@ -243,10 +243,10 @@ async fn no_token_is_good_once_published_keys_are_too_old() {
 
 #[tokio::test]
 async fn a_published_key_counts_beside_ones_own() {
-    let directory = tempfile::tempdir().unwrap();
+    let (directory, others) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (own, pem) = Signer::new(directory.path(), "ec");
-    let (published, _) = Signer::new(directory.path(), "ec");
-    let (stranger, _) = Signer::new(directory.path(), "ec");
+    let (published, _) = Signer::new(others.path(), "ec");
+    let (stranger, _) = Signer::new(others.path(), "ec");
     let platform = Platform::start(json!({"keys": [published.jwk("1")]})).await;
     let player = PlayerConfig { jwt_public_key: Some(pem), ..platform.config() };
     let app = App::with(setup(player)).await;

@@ -369,7 +369,7 @@ fn request(subject: &Subject<'_>, stack: &Stack) -> anyhow::Result<EnsureRequest
             "    volumeMounts: [{name: tmp, mountPath: /tmp}]\n",
             "  volumes: [{name: tmp, emptyDir: {}}]\n",
         ),
-        On::Machine { .. } => ("", ""),
+        On::Machine { .. } | On::Elsewhere { .. } => ("", ""),
     };
     let yaml = format!(
         "kind: Pod\nspec:\n  containers:\n  - name: probe\n    image: {}\n    \
