@@ -38,6 +38,12 @@ const PATIENCE: Duration = Duration::from_secs(180);
 /// What docs/kubernetes.md promises of the calls of the API server for each stack: to make it, and to
 /// remove it.
 const CALLS: (f64, f64) = (3.0, 1.0);
+/// Milliseconds that an answer may take beyond the cluster's own time.
+const BEYOND: f64 = 50.0;
+/// How many times as long as a plain client all stacks together may take.
+const OVERHEAD: f64 = 1.2;
+/// Bytes of heap for each stack.
+const HEAP: f64 = 6.0 * 1024.0;
 /// When clients give a create up, whatever the cluster does.
 const GIVEN_UP: Duration = Duration::from_secs(5);
 
@@ -140,7 +146,7 @@ fn one_by_one(executor: &tokio::runtime::Runtime, server: &Server, plain: &Plain
     println!("{}", theirs.row("the three calls, by a plain client"));
     println!("{}", ours.row("POST /stacks answered"));
     let beyond = millis(ours.median()) - millis(theirs.median());
-    println!("{:<44} {beyond:>9.2} beyond the cluster's own time", "");
+    println!("{}", target("beyond the cluster's own time", beyond, BEYOND));
     println!("{}", target("the slowest answer", millis(ours.at(1.0)), millis(GIVEN_UP)));
     executor.block_on(async {
         for number in 0..ONE_BY_ONE {
@@ -302,7 +308,7 @@ impl Bench {
         };
         let (none, all) = (kept(PLAIN_IN)?, kept(STACKS_IN)?);
         let each = all.saturating_sub(none) / STACKS;
-        println!("\n{:<44} {each:>9} bytes of heap a stack", "the runtime's cache");
+        println!("\n{}", target("the runtime's cache: bytes of heap a stack", each as f64, HEAP));
         Ok(())
     }
 }

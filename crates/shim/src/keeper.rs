@@ -3,8 +3,9 @@
 //!
 //! Nobody's traffic passes from one stack to another: the only way between a stack's network and
 //! the machine's is this process, which once it speaks with anything of the stack holds no
-//! capability. It ends when it is told to, and by itself when the process that holds the network has ended. One that has no such process
-//! to wait for, since it is in no network, does not outlive its server for long.
+//! capability. It ends when it is told to, and by itself when the process that holds the network has
+//! ended. One that has no such process to wait for, since it is in no network, does not outlive its
+//! server for long.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};

@@ -25,8 +25,9 @@ pub struct DockerConfig {
     pub subnets: String,
     /// How many networks are made ahead of need, on an engine elsewhere.
     pub ready_networks: usize,
-    /// Seconds between two looks at how much disk stacks use, as far as the engine cannot limit it.
-    pub disk_look_seconds: u64,
+    /// The time between two looks at how much disk stacks use, as far as the engine cannot limit it.
+    #[serde(with = "stackd_core::duration")]
+    pub disk_look: Duration,
     /// How long the keeper of a stack on an engine elsewhere waits for the next server: it cannot
     /// tell whether the stack is still there.
     #[serde(skip)]
@@ -59,8 +60,8 @@ pub struct MachineConfig {
     pub max_connections: usize,
     /// The most relayed UDP flows of a stack at once.
     pub max_flows: usize,
-    /// Seconds without a datagram after which a UDP flow is forgotten.
-    pub flow_idle_seconds: u64,
+    /// How long no datagram may come before a UDP flow is forgotten.
+    pub flow_idle: Duration,
     /// The address that a stack's services have in its own network.
     pub pod_address: Ipv4Addr,
     /// The address that relayed connections come from in a stack's own network.
@@ -81,7 +82,7 @@ impl Default for DockerConfig {
             runtime_classes: BTreeMap::new(),
             subnets: "10.213.0.0/16".to_owned(),
             ready_networks: 4,
-            disk_look_seconds: 10,
+            disk_look: Duration::from_secs(10),
             keeper_patience: Duration::from_secs(600),
             renew_events: Duration::from_secs(60),
             machine: MachineConfig::default(),
@@ -100,7 +101,7 @@ impl Default for MachineConfig {
             log_file_bytes: 5 << 20,
             max_connections: 4096,
             max_flows: 1024,
-            flow_idle_seconds: 60,
+            flow_idle: Duration::from_secs(60),
             pod_address: Ipv4Addr::new(10, 77, 0, 2),
             gateway_address: Ipv4Addr::new(10, 77, 0, 1),
             docker_config: None,

@@ -148,7 +148,7 @@ impl Inner {
             relay: RelayLimits {
                 connections: machine.max_connections,
                 flows: machine.max_flows,
-                flow_idle_ms: machine.flow_idle_seconds.saturating_mul(1000),
+                flow_idle_ms: u64::try_from(machine.flow_idle.as_millis()).unwrap_or(u64::MAX),
             },
         };
         let log = machine.data_dir.join("shim.log");

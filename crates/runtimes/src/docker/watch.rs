@@ -174,7 +174,7 @@ fn started(inner: &Arc<Inner>, id: StackId, container: String) {
 /// that has written more than it may is ended.
 pub(super) async fn watch_disks(inner: Arc<Inner>) {
     let mut alive = inner.alive.clone();
-    let every = Duration::from_secs(inner.mold.config.disk_look_seconds.max(1));
+    let every = inner.mold.config.disk_look.max(Duration::from_secs(1));
     let mut ticks = tokio::time::interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use stackd_core::isolation::DEFAULT_PIDS_LIMIT;
@@ -47,8 +48,9 @@ pub struct OciConfig {
     pub max_connections: usize,
     /// The most relayed UDP flows of a stack at once.
     pub max_flows: usize,
-    /// Seconds without a datagram after which a UDP flow is forgotten.
-    pub flow_idle_seconds: u64,
+    /// How long no datagram may come before a UDP flow is forgotten.
+    #[serde(with = "stackd_core::duration")]
+    pub flow_idle: Duration,
     /// The address that a stack's services have in its own network.
     pub pod_address: Ipv4Addr,
     /// The address that relayed connections come from in a stack's own network.
@@ -83,7 +85,7 @@ impl Default for OciConfig {
             log_file_bytes: 5 << 20,
             max_connections: 4096,
             max_flows: 1024,
-            flow_idle_seconds: 60,
+            flow_idle: Duration::from_secs(60),
             pod_address: Ipv4Addr::new(10, 77, 0, 2),
             gateway_address: Ipv4Addr::new(10, 77, 0, 1),
         }

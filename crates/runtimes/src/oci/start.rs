@@ -96,7 +96,7 @@ impl Inner {
             relay: RelayLimits {
                 connections: self.config.max_connections,
                 flows: self.config.max_flows,
-                flow_idle_ms: self.config.flow_idle_seconds.saturating_mul(1000),
+                flow_idle_ms: u64::try_from(self.config.flow_idle.as_millis()).unwrap_or(u64::MAX),
             },
         };
         let containers = start.containers.iter().map(|c| c.name.clone()).collect();

@@ -149,7 +149,7 @@ async fn loopback_is_private(bed: Bed) {
 }
 
 async fn overfull(mut bed: Bed) {
-    bed.config.disk_look_seconds = 1;
+    bed.config.disk_look = Duration::from_secs(1);
     let runtime = bed.open().await;
     let mut request = bed::request(bed::serving(Vec::new()));
     request.disk_bytes = 8 << 20;

@@ -53,7 +53,7 @@ async fn processes(bed: Bed) {
 }
 
 async fn shared_disk(mut bed: Bed) {
-    bed.config.disk_look_seconds = 1;
+    bed.config.disk_look = Duration::from_secs(1);
     let runtime = bed.open().await;
     let mut spec = bed::serving(vec![bed::script("side", "sleep 1000")]);
     let memory = Volume { medium: VolumeMedium::Memory, ..bed::disk("memory") };

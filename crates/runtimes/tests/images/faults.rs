@@ -579,10 +579,13 @@ async fn a_pull_that_takes_too_long_is_given_up() {
     let (blobs, digest, layer) = image();
     let behaviour = Behaviour { trickles: true.into(), ..Behaviour::default() };
     let registry = Registry::start(blobs, digest, behaviour).await;
-    let test = TestStore::with(ImageConfig { pull_timeout_seconds: 1, ..ImageConfig::default() });
+    let test = TestStore::with(ImageConfig {
+        pull_timeout: Duration::from_secs(1),
+        ..ImageConfig::default()
+    });
     let error = within(test.store.pull(&registry.name(), &no_progress)).await.unwrap_err();
     assert!(error.to_string().ends_with("it sends too slowly"), "{error}");
-    assert!(error.operator().contains("pull_timeout_seconds"), "{}", error.operator());
+    assert!(error.operator().contains("pull_timeout in"), "{}", error.operator());
     assert_eq!(error.kind(), ErrorKind::Retry);
 
     // What has come is taken up by the next one.
@@ -597,7 +600,8 @@ async fn a_pull_that_nobody_waits_for_is_given_up() {
     let (blobs, digest, _) = image();
     let behaviour = Behaviour { trickles: true.into(), ..Behaviour::default() };
     let registry = Registry::start(blobs, digest, behaviour).await;
-    let test = TestStore::with(ImageConfig { abandoned_pull_seconds: 0, ..ImageConfig::default() });
+    let test =
+        TestStore::with(ImageConfig { abandoned_pull: Duration::ZERO, ..ImageConfig::default() });
     begin(&test, registry.name(), 1).await.abort();
     within(async { registry.given_up.1.lock().await.recv().await }).await.unwrap();
 

@@ -176,8 +176,8 @@ pub(crate) const SETTINGS: &[Setting] = settings! {
     Number "runtime.oci.max_connections" "max-stack-connections" "COUNT";
     /// The most relayed UDP flows of a stack at once.
     Number "runtime.oci.max_flows" "max-stack-flows" "COUNT";
-    /// Seconds without a datagram after which a UDP flow is forgotten.
-    Number "runtime.oci.flow_idle_seconds" "flow-idle-seconds" "SECONDS";
+    /// How long no datagram may come before a UDP flow is forgotten.
+    Text "runtime.oci.flow_idle" "flow-idle" "DURATION";
     /// The address that a stack's services have in its own network.
     Text "runtime.oci.pod_address" "pod-address" "ADDRESS";
     /// The address that relayed connections come from in a stack's own network.
@@ -236,8 +236,8 @@ pub(crate) const SETTINGS: &[Setting] = settings! {
     Text "runtime.docker.subnets" "docker-subnets" "ADDRESS/BITS";
     /// How many networks are made ahead of need, on an engine elsewhere.
     Number "runtime.docker.ready_networks" "docker-ready-networks" "COUNT";
-    /// Seconds between two looks at how much disk stacks use, where the engine cannot limit it.
-    Number "runtime.docker.disk_look_seconds" "docker-disk-look" "SECONDS";
+    /// The time between two looks at how much disk stacks use, where the engine cannot limit it.
+    Text "runtime.docker.disk_look" "docker-disk-look" "DURATION";
 
     /// How long an image takes to be made ready on the simulated runtime.
     Text "runtime.simulated.prepare_delay" "simulated-prepare-delay" "DURATION";
@@ -367,16 +367,16 @@ pub(crate) const SETTINGS: &[Setting] = settings! {
     Number "images.max_concurrent_downloads" "max-concurrent-downloads" "COUNT";
     /// How often a download that broke is taken up again without having advanced.
     Number "images.download_attempts" "download-attempts" "COUNT";
-    /// Seconds without a byte after which a download has broken.
-    Number "images.read_timeout_seconds" "registry-read-timeout" "SECONDS";
-    /// Seconds that connecting to a registry may take.
-    Number "images.connect_timeout_seconds" "registry-connect-timeout" "SECONDS";
+    /// How long nothing may come before a download has broken.
+    Text "images.read_timeout" "registry-read-timeout" "DURATION";
+    /// How long connecting to a registry may take.
+    Text "images.connect_timeout" "registry-connect-timeout" "DURATION";
     /// Bytes a second, averaged over a minute, below which a download is given up. 0 asks for none.
     Number "images.min_download_rate" "min-download-rate" "BYTES";
-    /// Seconds that one pull may take in all. What it has brought is kept for the next one.
-    Number "images.pull_timeout_seconds" "pull-timeout" "SECONDS";
-    /// Seconds that a pull goes on when nobody waits for it any more.
-    Number "images.abandoned_pull_seconds" "abandoned-pull" "SECONDS";
+    /// How long one pull may take in all. What it has brought is kept for the next one.
+    Text "images.pull_timeout" "pull-timeout" "DURATION";
+    /// How long a pull goes on when nobody waits for it any more.
+    Text "images.abandoned_pull" "abandoned-pull" "DURATION";
     /// Bytes of the disk that images never take, but no more than a tenth of it. Where less is
     /// free, pulled images that no stack uses go, the one that was used longest ago first.
     Number "images.free_bytes" "image-free-bytes" "BYTES";

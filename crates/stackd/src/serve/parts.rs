@@ -139,7 +139,7 @@ pub(crate) fn docker_config(config: &Config, data: &Path) -> DockerConfig {
             log_file_bytes: oci.log_file_bytes,
             max_connections: oci.max_connections,
             max_flows: oci.max_flows,
-            flow_idle_seconds: oci.flow_idle_seconds,
+            flow_idle: oci.flow_idle,
             pod_address: oci.pod_address,
             gateway_address: oci.gateway_address,
             docker_config: config.images.docker_config.clone(),

@@ -2,8 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+/// What a timeout of 0 is taken for: it would let nothing happen.
+pub(super) const SHORTEST_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Where images come from and how large they may be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,16 +38,20 @@ pub struct ImageConfig {
     pub max_concurrent_downloads: usize,
     /// How often a download that broke is taken up again without having advanced.
     pub download_attempts: u32,
-    /// Seconds without a byte after which a download has broken.
-    pub read_timeout_seconds: u64,
-    /// Seconds that connecting to a registry may take.
-    pub connect_timeout_seconds: u64,
+    /// How long nothing may come before a download has broken.
+    #[serde(with = "stackd_core::duration")]
+    pub read_timeout: Duration,
+    /// How long connecting to a registry may take.
+    #[serde(with = "stackd_core::duration")]
+    pub connect_timeout: Duration,
     /// Bytes a second, averaged over a minute, below which a download is given up. 0 asks for none.
     pub min_download_rate: u64,
-    /// Seconds that one pull may take in all. What it has brought is kept for the next one.
-    pub pull_timeout_seconds: u64,
-    /// Seconds that a pull goes on when nobody waits for it any more.
-    pub abandoned_pull_seconds: u64,
+    /// How long one pull may take in all. What it has brought is kept for the next one.
+    #[serde(with = "stackd_core::duration")]
+    pub pull_timeout: Duration,
+    /// How long a pull goes on when nobody waits for it any more.
+    #[serde(with = "stackd_core::duration")]
+    pub abandoned_pull: Duration,
     /// Bytes of the disk that images never take, but no more than a tenth of it. Where less is
     /// free, pulled images that no stack uses go, the one that was used longest ago first.
     pub free_bytes: u64,
@@ -76,11 +84,11 @@ impl Default for ImageConfig {
             platform: None,
             max_concurrent_downloads: 3,
             download_attempts: 5,
-            read_timeout_seconds: 30,
-            connect_timeout_seconds: 10,
+            read_timeout: Duration::from_secs(30),
+            connect_timeout: Duration::from_secs(10),
             min_download_rate: 4 << 10,
-            pull_timeout_seconds: 3600,
-            abandoned_pull_seconds: 60,
+            pull_timeout: Duration::from_secs(3600),
+            abandoned_pull: Duration::from_secs(60),
             free_bytes: 2 * GIB,
             max_pulled_bytes: None,
             max_download_bytes: 10 * GIB,

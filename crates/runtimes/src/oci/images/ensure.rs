@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use stackd_core::spec::ImagePullPolicy;
 use tokio::sync::watch;
 
+use super::config::SHORTEST_TIMEOUT;
 use super::digest::Digest;
 use super::error::ImageError;
 use super::pull::TOO_SLOW;
@@ -80,7 +81,7 @@ impl Reporter {
     fn too_slow(&self, image: &ImageRef, limit: Duration) -> ImageError {
         let (reference, limit) = (image.familiar(), limit.as_secs());
         let registry = self.0.borrow().progress.registry.clone();
-        let operator = format!("not done after {limit} s; see pull_timeout_seconds in [images]");
+        let operator = format!("not done after {limit} s; see pull_timeout in [images]");
         ImageError::Unreachable { reference, registry, why: TOO_SLOW, operator }
     }
 }
@@ -227,7 +228,7 @@ impl Inner {
         tokio::spawn(async move {
             // Also when the pull panics, the next caller starts a new one.
             let forget = Forget { inner: Arc::clone(&inner), key, reporter: reporter.clone() };
-            let limit = Duration::from_secs(inner.config.pull_timeout_seconds.max(1));
+            let limit = inner.config.pull_timeout.max(SHORTEST_TIMEOUT);
             let result = tokio::select! {
                 result = tokio::time::timeout(limit, inner.pull(&image, &reporter)) => result,
                 () = forget.when_abandoned() => {
@@ -256,7 +257,7 @@ impl Forget {
     /// Completes when nobody has waited for the pull for some time. Then it is off the list, so
     /// that nobody joins it any more.
     async fn when_abandoned(&self) {
-        let patience = Duration::from_secs(self.inner.config.abandoned_pull_seconds);
+        let patience = self.inner.config.abandoned_pull;
         loop {
             self.reporter.0.closed().await;
             tokio::time::sleep(patience).await;

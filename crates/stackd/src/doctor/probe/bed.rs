@@ -100,7 +100,7 @@ pub(super) async fn docker(config: &Config) -> anyhow::Result<Vec<Check>> {
     let data = DataDir::make(&directory.0)?;
     let mut docker = crate::serve::docker_config(config, data.path());
     // What it looks at now and then is to be seen while it is tried.
-    docker.disk_look_seconds = 1;
+    docker.disk_look = std::time::Duration::from_secs(1);
     // No more than is asked for.
     docker.ready_networks = 0;
     if !docker.is_here() {

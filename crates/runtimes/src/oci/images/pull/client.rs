@@ -17,7 +17,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use serde::Deserialize;
 
-use super::super::config::ImageConfig;
+use super::super::config::{ImageConfig, SHORTEST_TIMEOUT};
 use super::super::digest::Digest;
 use super::super::error::ImageError;
 use super::super::load::check_digest;
@@ -138,7 +138,7 @@ async fn connect(
     let plain = insecure
         || is_loopback(host) && {
             let probe = client(&authorities, reach(false), config)?;
-            let limit = Duration::from_secs(config.connect_timeout_seconds.max(1));
+            let limit = config.connect_timeout.max(SHORTEST_TIMEOUT);
             let speaks =
                 tokio::time::timeout(limit, speaks_tls(image, host, &probe, configured)).await;
             !speaks.unwrap_or(Ok(false))?
@@ -157,8 +157,8 @@ fn client(
     config: &ImageConfig,
 ) -> Result<Client, ImageError> {
     let mut builder = ClientBuilder::new()
-        .read_timeout(Duration::from_secs(config.read_timeout_seconds.max(1)))
-        .connect_timeout(Duration::from_secs(config.connect_timeout_seconds.max(1)))
+        .read_timeout(config.read_timeout.max(SHORTEST_TIMEOUT))
+        .connect_timeout(config.connect_timeout.max(SHORTEST_TIMEOUT))
         .redirect(Policy::none())
         .dns_resolver(Resolver(reach))
         .user_agent(concat!("stackd/", env!("CARGO_PKG_VERSION")));
