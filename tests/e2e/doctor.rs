@@ -38,11 +38,11 @@ impl Bed {
         Some(bed)
     }
 
-    fn doctor(&self, options: &[&str]) -> Command {
+    fn doctor(&self, namespace: &str, options: &[&str]) -> Command {
         let mut command = Command::new(stackd());
         command
             .args(["doctor", "-o", "json", "--runtime", "kubernetes", "--listen", "127.0.0.1:0"])
-            .args(["--namespace", &self.namespace.name, "--internal-address-is-public"])
+            .args(["--namespace", namespace, "--internal-address-is-public"])
             .arg("--node-port-range")
             .arg(format!("{}-{}", self.node_ports.0, self.node_ports.1))
             .arg("--data-dir")
@@ -57,10 +57,14 @@ impl Bed {
         command
     }
 
-    /// How it ended, and what it has found.
     async fn asked(&self, options: &[&str]) -> (Option<i32>, Vec<Value>) {
+        self.asked_of(&self.namespace.name, options).await
+    }
+
+    /// How it ended, and what it has found.
+    async fn asked_of(&self, namespace: &str, options: &[&str]) -> (Option<i32>, Vec<Value>) {
         let output = tokio::time::timeout(4 * stackd_testkit::PATIENCE, async {
-            self.doctor(options).output().await.expect("it runs")
+            self.doctor(namespace, options).output().await.expect("it runs")
         });
         let output = output.await.expect("it ends");
         let errors = String::from_utf8_lossy(&output.stderr);
@@ -98,7 +102,7 @@ async fn it_says_what_a_cluster_has_and_starts_nothing() {
     assert_eq!(status(&checks, "network policy"), "warning", "{checks:#?}");
     assert_eq!(bed.left(), "");
 
-    let (code, checks) = bed.asked(&["--namespace", "nowhere"]).await;
+    let (code, checks) = bed.asked_of("nowhere", &[]).await;
     assert_eq!((code, status(&checks, "namespace")), (Some(12), "failed"), "{checks:#?}");
     let (code, checks) = bed.asked(&["--probe"]).await;
     assert_eq!((code, status(&checks, "isolation")), (Some(12), "failed"), "{checks:#?}");
@@ -132,7 +136,10 @@ async fn it_proves_the_isolation_beside_services_of_others_and_leaves_nothing() 
 async fn told_to_end_it_takes_away_what_it_has_started() {
     let Some(bed) = Bed::with_image() else { return };
     for signal in [Signal::INT, Signal::TERM] {
-        let process = bed.doctor(&["--probe", "--probe-image", IMAGE]).spawn().expect("it runs");
+        let process = bed
+            .doctor(&bed.namespace.name, &["--probe", "--probe-image", IMAGE])
+            .spawn()
+            .expect("it runs");
         let pid = process.id().and_then(|id| Pid::from_raw(id.cast_signed())).expect("its id");
         within("something is started", async {
             let mut pause = tokio::time::interval(std::time::Duration::from_millis(50));

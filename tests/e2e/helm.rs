@@ -224,6 +224,9 @@ async fn with_a_database_an_upgrade_is_a_takeover() {
         let stack = format!("app.kubernetes.io/instance={id}");
         cluster.kubectl(&["get", kinds, "--namespace", &stacks, "--selector", &stack, "-o", uid])
     };
+    // What to look at when something is not as it should be.
+    let logs =
+        || in_test(&["logs", "--selector=app.kubernetes.io/name=stackd", "--prefix", "--tail=40"]);
     let before = uids();
     assert_eq!(before.split_whitespace().count(), 3, "{before}");
 
@@ -238,7 +241,7 @@ async fn with_a_database_an_upgrade_is_a_takeover() {
         let next = running(&at, &secret).await;
         let path = format!("/stacks/{}", next["stack_id"].as_str().expect("an id"));
         let (status, gone) = ask(&at, &secret, Method::DELETE, &path, None).await;
-        assert_eq!(status, 200, "{more:?}: {gone}");
+        assert_eq!(status, 200, "{more:?}: {gone}\n{}", logs());
     }
     with_helm(&["uninstall", "shared", "--wait"]);
     cluster.kubectl(&["wait", "--for=delete", "--timeout=60s", &format!("namespace/{stacks}")]);

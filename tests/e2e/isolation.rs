@@ -124,7 +124,7 @@ async fn hostile(on: On) {
     for case in places.cases() {
         let words = case.words(&places);
         if case.fills_disk && on != On::Oci {
-            fills_its_disk(&server, &words).await;
+            fills_its_disk(&server, &words, on).await;
         } else {
             match probe(&server, &hostile, &words).await {
                 Ok(said) if said.verdict == case.expected => {}
@@ -146,7 +146,7 @@ async fn hostile(on: On) {
 }
 
 /// A stack that does so is ended for it, where it cannot be kept from it.
-async fn fills_its_disk(server: &Server, words: &[String]) {
+async fn fills_its_disk(server: &Server, words: &[String], on: On) {
     let (id, _) = server.sample(&["--disk", "32Mi"], &[]).await;
     // What it says itself is of no account: it is ended in the middle of it.
     let mut filler = tokio::process::Command::new(crate::server::stackd());
@@ -154,18 +154,18 @@ async fn fills_its_disk(server: &Server, words: &[String]) {
     filler.env("STACKD_SERVER", server.url("")).env("STACKD_API_KEY", server.key());
     filler.stdin(std::process::Stdio::null()).kill_on_drop(true);
     let _filler = filler.spawn().expect("it runs");
-    ended_for_disk(server, &id).await;
+    ended_for_disk(server, &id, on).await;
     server.delete(&format!("/stacks/{id}")).await;
 }
 
 /// Waits until a stack has been ended because it has written too much.
-async fn ended_for_disk(server: &Server, id: &str) {
+async fn ended_for_disk(server: &Server, id: &str, on: On) {
     let ended = async {
         let mut pause = tokio::time::interval(std::time::Duration::from_millis(50));
         loop {
             pause.tick().await;
             let (_, stack) = server.get(&format!("/stacks/{id}")).await;
-            if stack["status"] == "failed" {
+            if stack["status"] == "failed" || stack["status"] == "stopped" {
                 return stack;
             }
         }
@@ -173,7 +173,9 @@ async fn ended_for_disk(server: &Server, id: &str) {
     // A busy kubelet takes its time.
     let ended = tokio::time::timeout(3 * stackd_testkit::PATIENCE, ended).await;
     let stack = ended.expect("the stack is ended");
-    assert_eq!(stack["reason"], "EphemeralStorageFull", "{stack:#}");
+    // A kubelet may lose why it has ended a Pod, where that ends at once.
+    let is_told = stack["reason"] == "EphemeralStorageFull";
+    assert!(is_told || on == On::Kubernetes, "{stack:#}");
 }
 
 #[tokio::test]

@@ -202,7 +202,7 @@ impl Bench {
             println!("{}", theirs.row(&format!("{name}: a plain client")));
             println!("{}", ours.row(&format!("{name}: stackd")));
             let ratio = millis(ours.median()) / millis(theirs.median());
-            println!("{:<44} {ratio:>9.2} of the plain client's time", "");
+            println!("{}", target("times as long as the plain client", ratio, OVERHEAD));
         }
         Ok(())
     }

@@ -60,6 +60,8 @@ pub(super) struct Entry {
     /// All three were there at once: what is missing from then on was taken away.
     pub(super) complete: bool,
     pub(super) over: Option<Box<Over>>,
+    /// Its end was asked for, so that it is brought about whether anybody observes or not.
+    pub(super) ending: bool,
     /// Its node ports have taken a connection.
     pub(super) accepts: bool,
     /// It is being made, or removed, by us.
@@ -311,6 +313,7 @@ impl State {
             return Vec::new();
         }
         let mut actions = Vec::new();
+        let acts = acts || entry.ending;
         let state = entry.state(&self.nodes, &self.lost_nodes, acts, &mut actions);
         let told = entry.observed(id, state, &self.nodes);
         if entry.told.as_deref() != Some(&told) {

@@ -24,6 +24,7 @@ impl Inner {
         let guard = lock.lock().await;
         // From here on it is over, and what follows from that is done as after any other end.
         self.change_entry(id, |entry| {
+            entry.ending = true;
             entry.over.get_or_insert_with(|| {
                 Box::new(Over::failed(reason::STOPPED, "the stack was stopped"))
             });

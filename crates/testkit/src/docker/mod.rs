@@ -9,6 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use bollard::query_parameters::{
@@ -55,9 +56,12 @@ struct Network {
 
 impl Network {
     fn new() -> Self {
-        let number = std::process::id() % 16_000;
+        // A link of the last one may stay for a moment longer than its network.
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let (process, next) = (std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let number = process.wrapping_mul(8).wrapping_add(next) % 16_000;
         let (third, fourth) = (number / 64, number % 64 * 4);
-        let name = format!("sdk{}", std::process::id());
+        let name = format!("sdk{process}x{next}");
         let address = format!("10.212.{third}.{}", fourth + 2);
         let ip = |words: &str| {
             let output = Command::new("ip").args(words.split(' ')).output();

