@@ -147,23 +147,3 @@ async fn doctor_proves_the_isolation_of_an_engine_and_leaves_nothing() {
     assert_eq!(docker::named(docker::shared(), "stackd-probe:").await, Vec::<String>::new());
     server.finish().await;
 }
-
-#[tokio::test]
-async fn doctor_proves_the_isolation_of_an_engine_elsewhere_and_leaves_no_networks() {
-    let server = Server::on(On::Docker).await;
-    let engine = docker::Engine::elsewhere();
-    let host = format!("tcp://{}:2376", engine.address().expect("it is elsewhere"));
-    let at = |name: &str| engine.directory().join(name).display().to_string();
-    let (ca, cert, key) = (at("ca.pem"), at("server.pem"), at("server.key"));
-    let words = ["--docker-tls-ca", &ca, "--docker-tls-cert", &cert, "--docker-tls-key", &key];
-    let report = proved(&server, &[&["--docker-host", &host][..], &words].concat()).await;
-    for (case, status, found) in verdicts(&report) {
-        // Its machine is reached by what stacks have to be reached by, and this is told.
-        let reached = matches!(case.name, "the host, by the gateway" | "the host, by its address");
-        assert_eq!(status == "failed", reached, "{}: {found}", case.name);
-    }
-    // The image that holds networks is kept for the next server.
-    let left = docker::named(&engine.host(), "stackd-").await;
-    assert_eq!(left, ["stackd-pause:1"]);
-    server.finish().await;
-}

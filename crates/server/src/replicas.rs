@@ -80,15 +80,16 @@ impl Forwarder {
         {
             return Ok(client.clone());
         }
-        let mut builder = reqwest::Client::builder()
+        // Also for a leader without TLS, whose certificate is none: a client with settings of its own
+        // looks for the machine's authorities, of which an image may have none.
+        let tls = pinned::client(&leader.certificate).map_err(|e| e.to_string())?;
+        let client = reqwest::Client::builder()
             .no_proxy()
             .connect_timeout(CONNECT)
-            .redirect(reqwest::redirect::Policy::none());
-        if !leader.certificate.is_empty() {
-            let tls = pinned::client(&leader.certificate).map_err(|e| e.to_string())?;
-            builder = builder.tls_backend_preconfigured(tls);
-        }
-        let client = builder.build().map_err(|e| e.to_string())?;
+            .redirect(reqwest::redirect::Policy::none())
+            .tls_backend_preconfigured(tls)
+            .build()
+            .map_err(|e| e.to_string())?;
         *known = Some((leader.clone(), client.clone()));
         Ok(client)
     }

@@ -34,8 +34,8 @@ const DISK_BYTES: u64 = 32 << 20;
 const MEMORY: &str = "128Mi";
 /// How long a start, a probe or a removal may take.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long it may take until a stack that fills its disk is ended for it: a kubelet looks at volumes
-/// once a minute.
+/// How long it may take until a kubelet ends a stack that fills its disk: it looks at volumes once a
+/// minute.
 const LOOKED_AT: Duration = Duration::from_secs(150);
 /// How long to wait before something is looked at or asked for again.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -268,7 +268,8 @@ async fn ended_for_disk(subject: &Subject<'_>, id: StackId) -> bool {
         }
         false
     };
-    tokio::time::timeout(LOOKED_AT, ended).await.unwrap_or(false)
+    let patience = if matches!(subject.on, On::Cluster) { LOOKED_AT } else { PATIENCE };
+    tokio::time::timeout(patience, ended).await.unwrap_or(false)
 }
 
 /// A new id, with a node port that none of these has: only a runtime of this machine refuses one.
