@@ -239,8 +239,7 @@ pub async fn a_container_that_ended_well_is_probed_no_more(subject: &Subject) {
     let port = ProbePort { number: 81, name: None };
     side.liveness_probe = Some(probe(ProbeAction::TcpSocket { port }, 2));
     let mut spec = subject.spec().and(side).build();
-    // What ends the stack, after the other would have. It does not end by itself when it is told to,
-    // since a cluster would take that for a good end.
+    // What ends the stack, after the other would have.
     spec.containers[0].args = Some(vec!["sleep".to_owned()]);
     let never = vec![real.sample.clone(), "exists".to_owned(), "/nowhere".to_owned()];
     spec.containers[0].liveness_probe = Some(probe(ProbeAction::Exec { command: never }, 5));
