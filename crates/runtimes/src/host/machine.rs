@@ -17,7 +17,7 @@ pub(crate) fn boot_id() -> io::Result<String> {
 
 /// This program as an executable that nobody can change, to be run again as a shim.
 pub(crate) fn own_program() -> io::Result<OwnedFd> {
-    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+    use rustix::fs::{MemfdFlags, memfd_create};
     let sealing = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     // Kernels before 6.3 do not know the flag, and make every such file executable.
     let memory = memfd_create("stackd", sealing | MemfdFlags::EXEC)
@@ -25,13 +25,29 @@ pub(crate) fn own_program() -> io::Result<OwnedFd> {
     let mut program = std::fs::File::open("/proc/self/exe")?;
     let mut copy = std::fs::File::from(memory);
     io::copy(&mut program, &mut copy)?;
-    fcntl_add_seals(
-        &copy,
-        SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE,
-    )?;
+    seal(&copy, || std::thread::sleep(BETWEEN_SEALS))?;
     // An executable that is open for writing cannot be run: it is opened again for reading.
     let path = format!("/proc/self/fd/{}", copy.as_raw_fd());
     Ok(std::fs::File::open(path)?.into())
+}
+
+/// How often and how far apart a file in memory is sealed before it is given up.
+const SEALS: usize = 100;
+const BETWEEN_SEALS: std::time::Duration = std::time::Duration::from_millis(20);
+
+/// Lets nobody change a file in memory any more. The kernel refuses it while a page is held by
+/// anybody, which its own reclaim and migration of memory do for moments.
+fn seal(file: impl AsFd, mut wait: impl FnMut()) -> io::Result<()> {
+    use rustix::fs::{SealFlags, fcntl_add_seals};
+    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+    for _ in 1..SEALS {
+        match fcntl_add_seals(&file, seals) {
+            Err(rustix::io::Errno::BUSY) => wait(),
+            done => return Ok(done?),
+        }
+    }
+    let done = fcntl_add_seals(&file, seals);
+    done.map_err(|e| io::Error::new(e.kind(), format!("seal this program's own copy: {e}")))
 }
 
 /// Names a process of this machine.
@@ -344,6 +360,31 @@ mod tests {
         }
         assert!(written(&directory.path().join("system.slice")).is_err());
         assert!(written(directory.path()).is_err());
+    }
+
+    #[test]
+    fn a_copy_whose_pages_are_held_for_a_moment_is_sealed_all_the_same() {
+        use rustix::fs::{MemfdFlags, SealFlags, fcntl_get_seals, memfd_create};
+        use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = memfd_create("test", flags).unwrap();
+        rustix::io::write(&file, b"program").unwrap();
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a mapping of its own, which nobody reads or writes and which goes below.
+        let map = unsafe {
+            mmap(std::ptr::null_mut(), 4096, access, MapFlags::SHARED, &file, 0).unwrap()
+        };
+        let mut refused = 0;
+        seal(&file, || {
+            refused += 1;
+            if refused == 3 {
+                // SAFETY: the mapping above, once.
+                unsafe { munmap(map, 4096).unwrap() };
+            }
+        })
+        .unwrap();
+        assert_eq!(refused, 3);
+        assert!(fcntl_get_seals(&file).unwrap().contains(SealFlags::WRITE));
     }
 
     #[test]

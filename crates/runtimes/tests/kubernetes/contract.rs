@@ -10,10 +10,6 @@ use crate::support::{Bed, IMAGE, keep};
 
 pub(crate) fn all(trials: &mut Vec<Trial>) {
     for (name, promise) in stackd_testkit::runtime_contract!(@table) {
-        // Probes are the kubelet's own here, and it does not say which of them has ended a Pod.
-        if name == "a_container_that_ended_well_is_probed_no_more" {
-            continue;
-        }
         trials.push(Trial::test(format!("contract::{name}"), move || {
             crate::run(async {
                 let bed = Bed::shared();

@@ -14,6 +14,7 @@ pub(crate) fn all(add: &mut dyn FnMut(&str, Body)) {
     add("stacks_are_found_again", |bed| Box::pin(adopted(bed)));
     add("when_a_shim_dies_its_containers_die", |bed| Box::pin(shim_killed(bed)));
     add("a_reboot_ends_what_ran_and_leaves_nothing", |bed| Box::pin(rebooted(bed)));
+    add("a_blank_that_cannot_be_made_leaves_nothing", |bed| Box::pin(no_blank(bed)));
     add("older_generations_and_epochs_are_refused", |bed| Box::pin(outdated(bed)));
     add("a_start_that_was_under_way_is_found_again", |bed| Box::pin(under_way(bed)));
     add("a_start_that_nobody_will_ask_for_ends", |bed| Box::pin(given_up(bed)));
@@ -122,6 +123,25 @@ async fn rebooted(bed: Bed) {
     runtime.claim_ports(other.id, &request.ports).expect("its ports are free");
     runtime.unclaim_ports(other.id);
     runtime.remove(id, Duration::ZERO).await.expect("a removal");
+}
+
+/// What a disk is copied from is missing, so that blanks fail when they have their control groups.
+async fn no_blank(bed: Bed) {
+    let runtime = bed.open().await;
+    let request = request(spec(vec![web()], &[(8080, Protocol::Tcp)]));
+    std::fs::remove_dir_all(bed.path().join("disk-templates")).expect("removed");
+    // It takes the blank that is ready, or fails as the next one does.
+    runtime.claim_ports(request.id, &request.ports).expect("ports");
+    let _ = runtime.ensure(request.clone()).await;
+    within("a blank has failed", async {
+        while !std::fs::read_to_string(bed.path().join("shim.log")).is_ok_and(|log| {
+            log.lines().any(|line| line.starts_with("shim: ") && line.contains("disk-templates"))
+        }) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    runtime.remove(request.id, Duration::ZERO).await.expect("a removal");
 }
 
 async fn outdated(bed: Bed) {

@@ -11,7 +11,7 @@ use rustix::mount::{
     OpenTreeFlags, UnmountFlags,
 };
 
-use super::cgroup::{Group, Nursery};
+use super::cgroup::{Group, Nursery, Unborn};
 use super::{disk, netlink};
 use crate::fault::{At, Fault};
 use crate::protocol::{BLANK_PREFIX, Disk, IDS_PER_STACK, Prepare};
@@ -62,7 +62,7 @@ pub(crate) struct Cell {
     /// The group below which its own goes.
     pub(crate) groups: Group,
     /// The stack's groups, where they had to be made ahead.
-    pub(crate) nursery: Option<Nursery>,
+    pub(crate) nursery: Unborn,
     /// What its disk is.
     pub(crate) disk: Disk,
     /// The process file system of this process's namespace.
@@ -113,14 +113,6 @@ impl Cell {
         attach(&mount, place::DISK)?;
         self.disk = disk.clone();
         Ok(())
-    }
-}
-
-impl Drop for Cell {
-    fn drop(&mut self) {
-        if let Some(nursery) = self.nursery.take() {
-            nursery.abandon();
-        }
     }
 }
 

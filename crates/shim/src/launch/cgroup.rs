@@ -311,16 +311,17 @@ const SHIMS: &str = "shims";
 
 impl Nursery {
     /// Makes one and moves this process into it. None on version 2.
-    pub(crate) fn enter(parent: &Group, token: &str) -> Result<Option<Self>, Fault> {
+    pub(crate) fn enter(parent: &Group, token: &str) -> Result<Unborn, Fault> {
         if parent.unified {
-            return Ok(None);
+            return Ok(Unborn(None));
         }
         let exits = parent.unlimited_child(SHIMS)?.doors()?;
         let stack = parent.unlimited_child(token)?;
         let container = stack.unlimited_child("c0")?;
-        let nursery = Self { stack, container, exits };
-        move_to(&nursery.container.doors()?, "0").at("enter a control group")?;
-        Ok(Some(nursery))
+        let doors = container.doors()?;
+        let unborn = Unborn(Some(Self { stack, container, exits }));
+        move_to(&doors, "0").at("enter a control group")?;
+        Ok(unborn)
     }
 
     /// Names it after its stack.
@@ -328,11 +329,26 @@ impl Nursery {
         self.stack.rename(name)
     }
 
-    /// Leaves it and removes it, unused.
-    pub(crate) fn abandon(&self) {
-        if move_to(&self.exits, "0").is_ok() {
-            self.container.remove();
-            self.stack.remove();
+}
+
+/// A nursery that nobody has taken. Dropped, it is left and removed.
+#[derive(Debug)]
+pub(crate) struct Unborn(Option<Nursery>);
+
+impl Unborn {
+    /// Takes it; none on version 2.
+    pub(crate) fn take(&mut self) -> Option<Nursery> {
+        self.0.take()
+    }
+}
+
+impl Drop for Unborn {
+    fn drop(&mut self) {
+        if let Some(Nursery { stack, container, exits }) = self.take()
+            && move_to(&exits, "0").is_ok()
+        {
+            container.remove();
+            stack.remove();
         }
     }
 }
@@ -407,7 +423,7 @@ mod tests {
         let layout =
             CgroupLayout::V2 { mount: directory.path().to_owned(), parent: "stackd".to_owned() };
         let parent = Group::open(&layout).unwrap();
-        assert!(Nursery::enter(&parent, "blank-1").unwrap().is_none(), "none is needed");
+        assert!(Nursery::enter(&parent, "blank-1").unwrap().take().is_none(), "none is needed");
         let stack = parent.child("stack-1", LIMITS).unwrap();
         stack.delegate().unwrap();
         let container = stack.child("c0", LIMITS).unwrap();

@@ -239,8 +239,9 @@ pub async fn a_container_that_ended_well_is_probed_no_more(subject: &Subject) {
     let port = ProbePort { number: 81, name: None };
     side.liveness_probe = Some(probe(ProbeAction::TcpSocket { port }, 2));
     let mut spec = subject.spec().and(side).build();
-    // What ends the stack, after the other would have.
-    spec.containers[0].args = Some(vec!["sleep".to_owned()]);
+    // What ends the stack, after the other would have. It does not end well when it is told to,
+    // which a cluster would take for the end of its work.
+    spec.containers[0].args = Some(vec!["ignore-term".to_owned()]);
     let never = vec![real.sample.clone(), "exists".to_owned(), "/nowhere".to_owned()];
     spec.containers[0].liveness_probe = Some(probe(ProbeAction::Exec { command: never }, 5));
     spec.termination_grace_seconds = Some(1);
