@@ -134,9 +134,9 @@ async fn no_blank(bed: Bed) {
     runtime.claim_ports(request.id, &request.ports).expect("ports");
     let _ = runtime.ensure(request.clone()).await;
     within("a blank has failed", async {
-        while !std::fs::read_to_string(bed.path().join("shim.log")).is_ok_and(|log| {
-            log.lines().any(|line| line.starts_with("shim: ") && line.contains("disk-templates"))
-        }) {
+        let log = bed.path().join("shim.log");
+        while !std::fs::read_to_string(&log).is_ok_and(|log| log.contains("open the disk template"))
+        {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })

@@ -328,7 +328,6 @@ impl Nursery {
     pub(crate) fn rename(&mut self, name: &str) -> Result<(), Fault> {
         self.stack.rename(name)
     }
-
 }
 
 /// A nursery that nobody has taken. Dropped, it is left and removed.
