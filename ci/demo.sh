@@ -24,10 +24,12 @@ if [ -t 1 ]; then bold=$'\e[1m' dim=$'\e[2m' plain=$'\e[0m'; else bold='' dim=''
 step() { printf '\n%s%s%s\n' "$bold" "$*" "$plain"; }
 show() { printf '%s$ %s%s\n' "$dim" "$*" "$plain"; }
 
+# A test of this script takes the build that the other tests have, instead of what is shipped.
+profile="${STACKD_DEMO_PROFILE:-release}"
 step "Building (the first time takes some minutes)"
-cargo build --release --locked -p stackd -p stackd-sample
+cargo build --profile "$profile" --locked -p stackd -p stackd-sample
 host="$(rustc -vV | sed -n 's/^host: //p')"
-built="${CARGO_TARGET_DIR:-target}/$host/release"
+built="${CARGO_TARGET_DIR:-target}/$host/${profile/#dev/debug}"
 export PATH="$(realpath "$built"):$PATH"
 
 work="$(mktemp -d /tmp/stackd-demo.XXXXXX)"
@@ -39,9 +41,14 @@ cleanup() {
         kill "$server" 2>/dev/null || true
         wait "$server" 2>/dev/null || true
     fi
-    # What the server keeps for its next start: groups without processes, the inner ones first.
-    find "/sys/fs/cgroup/$group" /sys/fs/cgroup/*/"$group" -depth -type d -exec rmdir {} + \
-        2>/dev/null || true
+    # What the server keeps for its next start: groups without processes, the inner ones first. Those
+    # that it had ready leave theirs a moment after it has ended.
+    for _ in $(seq 100); do
+        find /sys/fs/cgroup/"$group" /sys/fs/cgroup/*/"$group" -depth -type d -exec rmdir {} + \
+            2>/dev/null || true
+        compgen -G "/sys/fs/cgroup/*/$group" >/dev/null || [ -d "/sys/fs/cgroup/$group" ] || break
+        sleep 0.05
+    done
     [ "$status" = 0 ] || { echo; echo "the demo failed; the server's log:"; tail -n 30 "$work/log"; }
     rm -rf "$work"
 }

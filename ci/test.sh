@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # Runs every check of the repository, and installs what they need. Usage: ci/test.sh [STEP…]
-# Steps: fmt clippy deny docs helm test openapi, all of them unless named; and demo, which builds what is
-# shipped and takes minutes more.
+# Steps: fmt clippy deny docs helm test openapi demo, all of them unless named.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -109,9 +108,11 @@ step_openapi() {
     "$venv/bin/openapi-spec-validator" --schema 3.1 docs/openapi.json
 }
 
-# The first command of the README, with what it must leave: nothing. And what it has built is what is
-# shipped, which must run on a machine without the libraries of this one.
+# The first command of the README, with what it must leave: nothing; and the program must run on a
+# machine without the libraries of this one. It takes the tests' build unless STACKD_DEMO_PROFILE says
+# release, which takes minutes more.
 step_demo() {
+    export STACKD_DEMO_PROFILE="${STACKD_DEMO_PROFILE:-dev}"
     local scratch="$tools/demo" pid work left program headers
     mkdir -p "$scratch"
     # shellcheck disable=SC2016  # expanded where it runs
@@ -123,7 +124,7 @@ step_demo() {
         2>/dev/null || true)"
     [ -z "$left" ] || { echo "error: the demo leaves $left" >&2; return 1; }
 
-    program="$CARGO_TARGET_DIR/$(rustc -vV | sed -n 's/^host: //p')/release/stackd"
+    program="$CARGO_TARGET_DIR/$(rustc -vV | sed -n 's/^host: //p')/${STACKD_DEMO_PROFILE/#dev/debug}/stackd"
     headers="$(readelf --program-headers --wide "$program")"
     if grep -w INTERP <<<"$headers"; then
         echo "error: $program is not static" >&2
@@ -132,7 +133,7 @@ step_demo() {
 }
 
 steps=("$@")
-[ "${#steps[@]}" -gt 0 ] || steps=(fmt clippy deny docs helm test openapi)
+[ "${#steps[@]}" -gt 0 ] || steps=(fmt clippy deny docs helm test openapi demo)
 for step in "${steps[@]}"; do
     declare -F "step_$step" >/dev/null || { echo "there is no step $step" >&2; exit 2; }
     say "$step"
