@@ -2,6 +2,8 @@
 //! when nothing answers it or something breaks.
 
 use std::any::Any;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::Extension;
@@ -19,8 +21,9 @@ use crate::{ServerState, challenges};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Every answer carries the id; the log has one line a request. Of the address only the route's
-/// template is kept, never the query, since a key may stand in it.
+/// Every answer carries the id; the log has one line a request: for debugging, where it has only read
+/// and was answered well. Of the address only the route's template is kept, never the query, since a
+/// key may stand in it.
 pub(crate) async fn observe(
     Extension(state): Extension<ServerState>,
     mut request: Request,
@@ -41,11 +44,12 @@ pub(crate) async fn observe(
         response.headers_mut().insert(REQUEST_ID, id.clone());
         let status = response.status();
         let took = begun.elapsed();
-        tracing::info!(
-            status = status.as_u16(),
-            latency_ms = took.as_secs_f64() * 1000.0,
-            "answered"
-        );
+        let (code, latency_ms) = (status.as_u16(), took.as_secs_f64() * 1000.0);
+        if method.is_safe() && code < 400 {
+            tracing::debug!(status = code, latency_ms, "answered");
+        } else {
+            tracing::info!(status = code, latency_ms, "answered");
+        }
         state.metrics().answered(&method, route, status, took);
         response
     };
@@ -61,10 +65,20 @@ fn request_id(given: Option<&HeaderValue>) -> HeaderValue {
     if let Some(id) = given.filter(|id| sane(id)) {
         return id.clone();
     }
-    let mut bits = [0u8; 16];
-    // Without randomness, an id of zeros still is an answer.
-    let _ = getrandom::fill(&mut bits);
-    HeaderValue::from_str(&hex::encode(bits)).unwrap_or_else(|_| HeaderValue::from_static("-"))
+    new_request_id()
+}
+
+/// An id that no other request has, of this process or of another. It is no secret.
+fn new_request_id() -> HeaderValue {
+    static PROCESS: LazyLock<u64> = LazyLock::new(|| {
+        let mut bits = [0; 8];
+        // Without randomness, ids of one process still differ.
+        let _ = getrandom::fill(&mut bits);
+        u64::from_ne_bytes(bits)
+    });
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let id = format!("{:016x}{:016x}", *PROCESS, NEXT.fetch_add(1, Ordering::Relaxed));
+    HeaderValue::from_str(&id).unwrap_or_else(|_| HeaderValue::from_static("-"))
 }
 
 /// Which pages of other origins may call: those that the configuration names.

@@ -190,7 +190,7 @@ impl Keeper {
             Request::Probed { attempt, code: Some(code), .. } => {
                 self.probe_command_ended(attempt, code);
             }
-            Request::Probed { attempt, code: None, .. } => self.probe_command_skipped(attempt),
+            Request::Probed { attempt, code: None, .. } => self.probe_skipped(attempt),
             Request::Ended { container } => self.container_ended(&container),
             Request::Stop { .. } => self.end(),
             _ => {}

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-use bollard::query_parameters::ListNetworksOptions;
+use bollard::query_parameters::{
+    KillContainerOptions, ListNetworksOptions, RemoveContainerOptionsBuilder,
+};
 use stackd_core::port::Protocol;
-use stackd_core::runtime::ErrorKind;
-use stackd_core::spec::{ProbeAction, ProbePort};
+use stackd_core::runtime::{ErrorKind, Outcome};
+use stackd_core::spec::{Probe, ProbeAction, ProbePort};
 use stackd_core::stack::reason;
 use stackd_core::{Runtime, StackSpec};
 use stackd_testkit::docker::Engine;
@@ -13,11 +15,15 @@ use stackd_testkit::{build, within};
 
 use crate::Body;
 use crate::bed::{self, Bed};
+use crate::faults::ending;
 
 pub(crate) fn all(add: &mut dyn FnMut(&str, Body)) {
     add("elsewhere::stacks_run_on_an_engine_of_another_machine", |_| Box::pin(stacks_run()));
     add("elsewhere::networks_that_were_removed_are_made_again", |_| Box::pin(pruned()));
     add("elsewhere::a_keeper_that_dies_is_replaced", |_| Box::pin(keeper_dies()));
+    add("elsewhere::an_engine_that_restarts_ends_stacks", |_| Box::pin(engine_restarts()));
+    add("elsewhere::what_somebody_ends_by_hand_is_told", |_| Box::pin(ended_by_hand()));
+    add("elsewhere::a_machine_that_is_away_for_a_while", |_| Box::pin(machine_away()));
 }
 
 async fn networks(bed: &Bed) -> usize {
@@ -26,11 +32,13 @@ async fn networks(bed: &Bed) -> usize {
     names.filter(|name| name.starts_with("stackd-")).count()
 }
 
-fn with_probe(port: u16) -> StackSpec {
+fn page_of(port: u16) -> ProbeAction {
     let port = ProbePort { number: port, name: None };
-    let action =
-        ProbeAction::HttpGet { path: Some("/healthz".into()), port, https: None, headers: vec![] };
-    build::spec("sample:1").ready_when(action).build()
+    ProbeAction::HttpGet { path: Some("/healthz".into()), port, https: None, headers: vec![] }
+}
+
+fn with_probe(port: u16) -> StackSpec {
+    build::spec("sample:1").ready_when(page_of(port)).build()
 }
 
 async fn stacks_run() {
@@ -105,6 +113,98 @@ async fn pruned() {
     }
     runtime.remove_all().await;
     assert_eq!(networks(&bed).await, 0, "none is kept for nobody");
+    assert_eq!(bed.left().await, Vec::<String>::new());
+}
+
+async fn engine_restarts() {
+    let mut engine = Engine::elsewhere();
+    engine.load_sample(&["sample:1"]).await;
+    let bed = Bed::elsewhere(&engine);
+    let runtime = bed.open().await;
+    let request = bed::request(with_probe(80));
+    bed::run(&runtime, &request).await;
+    engine.stop();
+    let next = bed::request(with_probe(80));
+    let error = runtime.ensure(next.clone()).await.expect_err("nobody is there");
+    assert_eq!(error.kind, ErrorKind::Retry, "{error:?}");
+    engine.launch();
+    bed::until_ended(&runtime, request.id).await;
+    within("a start succeeds again", async {
+        while let Err(error) = runtime.ensure(next.clone()).await {
+            assert_eq!(error.kind, ErrorKind::Retry, "{error:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    bed::until_ready(&runtime, next.id).await;
+    for request in [&request, &next] {
+        runtime.remove(request.id, Duration::ZERO).await.expect("removed");
+    }
+    assert_eq!(bed.left().await, Vec::<String>::new());
+}
+
+async fn ended_by_hand() {
+    let engine = Engine::elsewhere();
+    engine.load_sample(&["sample:1"]).await;
+    let bed = Bed::elsewhere(&engine);
+    let runtime = bed.open().await;
+    let (killed, removed) = (bed::request(with_probe(80)), bed::request(with_probe(80)));
+    for request in [&killed, &removed] {
+        bed::run(&runtime, request).await;
+    }
+    let docker = bed.docker().await;
+    let name = format!("{}.app", killed.id);
+    docker.kill_container(&name, None::<KillContainerOptions>).await.expect("killed");
+    let options = RemoveContainerOptionsBuilder::new().force(true).build();
+    let name = format!("{}.app", removed.id);
+    docker.remove_container(&name, Some(options)).await.expect("removed");
+    let end = ending(bed::until_ended(&runtime, killed.id).await);
+    assert_eq!(end, (Outcome::Failed, Some(137), reason::ERROR.to_owned()));
+    let (outcome, ..) = ending(bed::until_ended(&runtime, removed.id).await);
+    assert_eq!(outcome, Outcome::Failed);
+    for request in [&killed, &removed] {
+        runtime.remove(request.id, Duration::ZERO).await.expect("removed");
+    }
+    assert_eq!(bed.left().await, Vec::<String>::new());
+}
+
+/// Its stacks are not to blame, though they do not answer. One that really does not answer is.
+async fn machine_away() {
+    let engine = Engine::elsewhere();
+    engine.load_sample(&["sample:1"]).await;
+    let bed = Bed::elsewhere(&engine);
+    let runtime = bed.open().await;
+    let once = |port| {
+        let port = ProbePort { number: port, name: None };
+        let action = ProbeAction::TcpSocket { port };
+        Probe {
+            action,
+            initial_delay_seconds: None,
+            period_seconds: Some(1),
+            timeout_seconds: Some(1),
+            success_threshold: None,
+            failure_threshold: Some(1),
+        }
+    };
+    let mut spec = with_probe(80);
+    spec.containers[0].liveness_probe = Some(once(80));
+    let well = bed::request(spec);
+    let mut spec = build::spec("sample:1").port(81, Protocol::Tcp).build();
+    spec.containers[0].readiness_probe = Some(Probe { action: page_of(80), ..once(80) });
+    spec.containers[0].liveness_probe = Some(Probe { initial_delay_seconds: Some(2), ..once(81) });
+    let silent = bed::request(spec);
+    bed::run(&runtime, &well).await;
+    engine.cut_off();
+    // The fault itself: longer than several probes have.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    engine.reconnect();
+    bed::run(&runtime, &silent).await;
+    let state = bed::until_ended(&runtime, silent.id).await;
+    assert_eq!(ending(state).2, reason::UNHEALTHY);
+    bed::until_ready(&runtime, well.id).await;
+    for request in [&well, &silent] {
+        runtime.remove(request.id, Duration::ZERO).await.expect("removed");
+    }
     assert_eq!(bed.left().await, Vec::<String>::new());
 }
 

@@ -28,7 +28,7 @@ const FIRST_RETRY: Duration = Duration::from_micros(500);
 const LAST_RETRY: Duration = Duration::from_millis(100);
 /// How long an attempt of the default check may take.
 const PORT_TIMEOUT: Duration = Duration::from_secs(1);
-/// When a command that could not be tried is tried again.
+/// When a probe that could not be tried is tried again.
 const SKIPPED_RETRY: Duration = Duration::from_secs(1);
 
 /// Something of the health checks that is due.
@@ -160,6 +160,8 @@ impl Health {
 pub(crate) enum Now {
     Succeeded,
     Failed(String),
+    /// The machine it was meant for cannot be reached, which says nothing of a container on it.
+    Unreachable,
     Waiting,
 }
 
@@ -169,15 +171,27 @@ impl Now {
     }
 }
 
+impl Target {
+    /// What an attempt that has not come through says of the container.
+    fn meaning_of(&self, error: rustix::io::Errno) -> Now {
+        use rustix::io::Errno;
+        let silent = matches!(error, Errno::HOSTUNREACH | Errno::NETUNREACH | Errno::TIMEDOUT);
+        match self {
+            Self::Outside(..) if silent => Now::Unreachable,
+            _ => Now::Failed(std::io::Error::from(error).to_string()),
+        }
+    }
+}
+
 /// Whether a connection under way has come about.
-fn connected(socket: &OwnedFd) -> Now {
+fn connected(target: &Target, socket: &OwnedFd) -> Now {
     let mut fds = [rustix::event::PollFd::new(socket, rustix::event::PollFlags::OUT)];
     let at_once = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
     match rustix::event::poll(&mut fds, Some(&at_once)) {
         Ok(0) => Now::Waiting,
         _ => match sockopt::socket_error(socket) {
             Ok(Ok(())) => Now::Succeeded,
-            Ok(Err(e)) | Err(e) => Now::Failed(std::io::Error::from(e).to_string()),
+            Ok(Err(e)) | Err(e) => target.meaning_of(e),
         },
     }
 }
@@ -236,9 +250,9 @@ pub(crate) trait Watched {
                 again = true;
                 continue;
             };
-            match connected(&socket) {
+            match connected(&health.target, &socket) {
                 Now::Succeeded => health.ports.retain(|p| *p != port),
-                Now::Failed(_) => again = true,
+                Now::Failed(_) | Now::Unreachable => again = true,
                 Now::Waiting => {
                     let id = health.attempt(Subject::Port(port), Some(socket));
                     self.wait_for_attempt(id, PORT_TIMEOUT);
@@ -268,7 +282,7 @@ pub(crate) trait Watched {
         match due {
             Due::Ports => self.try_ports(),
             Due::Check(i) => self.try_check(i),
-            Due::Timeout(id) => self.attempt_over(id, Now::too_late()),
+            Due::Timeout(id) => self.attempt_late(id),
         }
     }
 
@@ -284,7 +298,7 @@ pub(crate) trait Watched {
                     Ok(Some(limit)) => self.wait_for_attempt(id, limit),
                     Ok(None) => {}
                     Err(Skip::Failed(text)) => self.attempt_over(id, Now::Failed(text)),
-                    Err(Skip::Later) => self.probe_command_skipped(id),
+                    Err(Skip::Later) => self.probe_skipped(id),
                 }
             }
             ProbeAction::TcpSocket { port } => match health.target.dial(port.number) {
@@ -293,7 +307,7 @@ pub(crate) trait Watched {
                     self.wait_for_attempt(id, timeout);
                     self.probe_event(id);
                 }
-                Err(e) => self.check_result(i, Err(std::io::Error::from(e).to_string())),
+                Err(e) => self.not_dialled(i, e),
             },
             ProbeAction::HttpGet { path, port, headers, .. } => {
                 match health.target.dial(port.number) {
@@ -307,17 +321,38 @@ pub(crate) trait Watched {
                         self.wait_for_attempt(id, timeout);
                         self.probe_event(id);
                     }
-                    Err(e) => self.check_result(i, Err(std::io::Error::from(e).to_string())),
+                    Err(e) => self.not_dialled(i, e),
                 }
             }
         }
     }
 
+    fn not_dialled(&mut self, i: usize, error: rustix::io::Errno) {
+        let health = self.parts().0;
+        let now = health.target.meaning_of(error);
+        let id = health.attempt(Subject::Check(i), None);
+        self.attempt_over(id, now);
+    }
+
+    /// An attempt has had its time.
+    fn attempt_late(&mut self, id: u64) {
+        let health = self.parts().0;
+        let Some(attempt) = health.attempts.get(&id) else { return };
+        let unheard = |socket| matches!(connected(&health.target, socket), Now::Waiting);
+        let now = match (&health.target, &attempt.socket) {
+            // A machine that is there answers even for a port that nobody listens on.
+            (Target::Outside(..), Some(socket)) if unheard(socket) => Now::Unreachable,
+            _ => Now::too_late(),
+        };
+        self.attempt_over(id, now);
+    }
+
     /// Something has happened on an attempt's socket.
     fn probe_event(&mut self, id: u64) {
-        let Some(attempt) = self.parts().0.attempts.get_mut(&id) else { return };
+        let health = self.parts().0;
+        let Some(attempt) = health.attempts.get_mut(&id) else { return };
         let Some(socket) = &attempt.socket else { return };
-        let now = match (connected(socket), &mut attempt.http) {
+        let now = match (connected(&health.target, socket), &mut attempt.http) {
             (Now::Succeeded, Some(exchange)) => match exchange.go_on(socket) {
                 Ok(None) => Now::Waiting,
                 Ok(Some(status)) if (200..400).contains(&status) => Now::Succeeded,
@@ -338,9 +373,9 @@ pub(crate) trait Watched {
         self.attempt_over(id, now);
     }
 
-    /// A probe's command could not be tried, through no fault of the container's: it counts neither
-    /// way and is tried again.
-    fn probe_command_skipped(&mut self, id: u64) {
+    /// A probe could not be tried, through no fault of the container's: it counts neither way and is
+    /// tried again.
+    fn probe_skipped(&mut self, id: u64) {
         let health = self.parts().0;
         if let Some(Attempt { of: Subject::Check(i), .. }) = health.attempts.remove(&id) {
             self.later(SKIPPED_RETRY, Due::Check(i));
@@ -358,32 +393,30 @@ pub(crate) trait Watched {
         let commands: Vec<_> =
             attempts.iter().filter(|(_, a)| a.socket.is_none()).map(|(id, _)| *id).collect();
         for id in commands {
-            self.probe_command_skipped(id);
+            self.probe_skipped(id);
         }
     }
 
     fn attempt_over(&mut self, id: u64, now: Now) {
-        let result = match now {
-            Now::Waiting => return,
-            Now::Succeeded => Ok(()),
-            Now::Failed(text) => Err(text),
-        };
+        if matches!(now, Now::Waiting) {
+            return;
+        }
         let Some(attempt) = self.parts().0.attempts.remove(&id) else { return };
         if attempt.socket.is_none() {
             self.end_probe(id);
         }
-        match attempt.of {
-            Subject::Port(port) => {
-                let health = self.parts().0;
-                if result.is_ok() {
-                    health.ports.retain(|p| *p != port);
-                    self.refresh();
-                } else {
-                    let delay = health.retry;
-                    self.later(delay, Due::Ports);
-                }
+        match (attempt.of, now) {
+            (Subject::Port(port), Now::Succeeded) => {
+                self.parts().0.ports.retain(|p| *p != port);
+                self.refresh();
             }
-            Subject::Check(i) => self.check_result(i, result),
+            (Subject::Port(_), _) => {
+                let delay = self.parts().0.retry;
+                self.later(delay, Due::Ports);
+            }
+            (Subject::Check(i), Now::Succeeded) => self.check_result(i, Ok(())),
+            (Subject::Check(i), Now::Failed(text)) => self.check_result(i, Err(text)),
+            (Subject::Check(i), _) => self.later(SKIPPED_RETRY, Due::Check(i)),
         }
     }
 

@@ -63,12 +63,6 @@ impl Network {
         let (third, fourth) = (number / 64, number % 64 * 4);
         let name = format!("sdk{process}x{next}");
         let address = format!("10.212.{third}.{}", fourth + 2);
-        let ip = |words: &str| {
-            let output = Command::new("ip").args(words.split(' ')).output();
-            let output = output.unwrap_or_else(|e| certificates::missing("ip", &e));
-            let errors = String::from_utf8_lossy(&output.stderr);
-            assert!(output.status.success(), "ip {words}: {errors}");
-        };
         ip(&format!("netns add {name}"));
         let network = Self { name, address };
         let (name, address) = (&network.name, &network.address);
@@ -80,6 +74,13 @@ impl Network {
         ip(&format!("-n {name} link set lo up"));
         network
     }
+}
+
+fn ip(words: &str) {
+    let output = Command::new("ip").args(words.split(' ')).output();
+    let output = output.unwrap_or_else(|e| certificates::missing("ip", &e));
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "ip {words}: {errors}");
 }
 
 impl Drop for Network {
@@ -297,6 +298,22 @@ impl Engine {
             let process = PathBuf::from(format!("/proc/{number}"));
             self.wait_for("its containerd ends", |_| !process.exists());
         }
+    }
+
+    /// Nothing gets to the machine of one that is elsewhere, or back, until [`Engine::reconnect`].
+    pub fn cut_off(&self) {
+        self.link("down");
+    }
+
+    /// It can be reached again.
+    pub fn reconnect(&self) {
+        self.link("up");
+    }
+
+    fn link(&self, state: &str) {
+        // Its own end, as behind a switch: this machine goes on sending into the void.
+        let name = &self.network.as_ref().expect("it is elsewhere").name;
+        ip(&format!("-n {name} link set eth0 {state}"));
     }
 
     /// It answers nobody until [`Engine::resume`].
