@@ -419,7 +419,8 @@ pub(crate) const SETTINGS: &[Setting] = settings! {
     /// How log lines are written to standard error: `text` or `json`.
     Text "log.format" "log-format" "text|json";
     /// What is logged: a level (`error`, `warn`, `info`, `debug`, `trace`), or directives such as
-    /// `info,stackd_engine=debug`. The variable `STACKD_LOG` means the same.
+    /// `info,stackd_engine=debug`. The variable `STACKD_LOG` means the same. Every request has a line
+    /// (`answered`); those that only read and succeed have theirs at `stackd_server=debug`.
     Text "log.level" "log-level" "FILTER";
 };
 
