@@ -4,7 +4,8 @@ use std::process::Output;
 
 use serde_json::Value;
 use stackd_probe::{Case, Platform, cases};
-use stackd_testkit::{docker, sample};
+use stackd_testkit::docker::{self, Engine};
+use stackd_testkit::sample;
 
 use crate::on::On;
 use crate::server::{Server, fetch};
@@ -140,10 +141,35 @@ async fn doctor_proves_the_isolation_of_an_engine_and_leaves_nothing() {
     let report = proved(&server, &["--docker-host", docker::shared()]).await;
     for (case, status, found) in verdicts(&report) {
         // What the engine cannot do is a warning: to limit disks, and to remap users.
-        let known = case.fills_disk || found.contains("root here is user 0 outside");
+        let known = case.fills.is_some() || found.contains("root here is user 0 outside");
         let expected = if known { "warning" } else { "ok" };
         assert_eq!(status, expected, "{}: {found}", case.name);
     }
     assert_eq!(docker::named(docker::shared(), "stackd-probe:").await, Vec::<String>::new());
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn doctor_says_what_an_engine_elsewhere_does_not_keep_out() {
+    let engine = Engine::elsewhere();
+    let server = Server::on(On::Docker).await;
+    let address = engine.address().expect("it is elsewhere");
+    let at = |name: &str| engine.directory().join(name).display().to_string();
+    let host = format!("tcp://{address}:2376");
+    let (ca, cert, key) = (at("ca.pem"), at("server.pem"), at("server.key"));
+    let tls = ["--docker-tls-ca", &ca, "--docker-tls-cert", &cert, "--docker-tls-key", &key];
+    let report = proved(&server, &[&["--docker-host", &host], &tls[..]].concat()).await;
+    for (case, status, found) in verdicts(&report) {
+        // Its machine is behind every stack's gateway; what its disk cannot do is a warning.
+        let open = ["the host, by the gateway", "the host, by its address"];
+        let known = case.fills.is_some() || found.contains("root here is user 0 outside");
+        let expected = match case.name {
+            name if open.contains(&name) => "failed",
+            _ if known => "warning",
+            _ => "ok",
+        };
+        assert_eq!(status, expected, "{}: {found}", case.name);
+    }
+    assert_eq!(docker::named(&engine.host(), "stackd").await, Vec::<String>::new());
     server.finish().await;
 }

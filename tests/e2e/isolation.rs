@@ -123,7 +123,7 @@ async fn hostile(on: On) {
     let mut holes = Vec::new();
     for case in places.cases() {
         let words = case.words(&places);
-        if case.fills_disk && on != On::Oci {
+        if case.fills.is_some() && on != On::Oci {
             fills_its_disk(&server, &words, on).await;
         } else {
             match probe(&server, &hostile, &words).await {

@@ -17,7 +17,7 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::process::ExitCode;
 
-pub use table::{Case, Places, Platform, Said, Verdict, cases};
+pub use table::{Case, Fills, Places, Platform, Said, Verdict, cases};
 
 /// The port that `serve` answers on.
 pub const PORT: u16 = 80;

@@ -59,6 +59,15 @@ pub enum Platform {
     Cluster,
 }
 
+/// What a disk has only so much of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fills {
+    /// Bytes.
+    Room,
+    /// Files.
+    Inodes,
+}
+
 /// A probe and what must become of it.
 #[derive(Debug, Clone, Copy)]
 pub struct Case {
@@ -67,8 +76,8 @@ pub struct Case {
     words: &'static [&'static str],
     /// What must become of it.
     pub expected: Verdict,
-    /// It fills the disk. A runtime that cannot limit that may end the stack for it instead.
-    pub fills_disk: bool,
+    /// What of the disk it fills. A runtime that cannot limit that may end the stack for it instead.
+    pub fills: Option<Fills>,
     /// The only platform on which it can be tried, if there is one.
     only_on: Option<Platform>,
 }
@@ -152,15 +161,19 @@ impl Case {
 }
 
 const fn denied(name: &'static str, words: &'static [&'static str]) -> Case {
-    Case { name, words, expected: Verdict::Denied, fills_disk: false, only_on: None }
+    Case { name, words, expected: Verdict::Denied, fills: None, only_on: None }
 }
 
 const fn contained(name: &'static str, words: &'static [&'static str]) -> Case {
     Case { expected: Verdict::Contained, ..denied(name, words) }
 }
 
-const fn filling(name: &'static str, words: &'static [&'static str], on: Platform) -> Case {
-    Case { fills_disk: true, ..contained(name, words) }.only_on(on)
+const fn filling(fills: Fills, words: &'static [&'static str], on: Platform) -> Case {
+    let name = match fills {
+        Fills::Room => "disk",
+        Fills::Inodes => "inodes",
+    };
+    Case { fills: Some(fills), ..contained(name, words) }.only_on(on)
 }
 
 const fn on_machine(name: &'static str, words: &'static [&'static str]) -> Case {
@@ -212,10 +225,10 @@ const CASES: &[Case] = &[
     contained("inotify instances", &["inotify"]),
     contained("pipes", &["pipes"]),
     // A cluster counts no files: a node's whole disk would run out of inodes first.
-    filling("inodes", &["inode-filler", "/tmp"], Platform::Machine),
-    filling("disk", &["disk-filler", "/tmp"], Platform::Machine),
+    filling(Fills::Inodes, &["inode-filler", "/tmp"], Platform::Machine),
+    filling(Fills::Room, &["disk-filler", "/tmp"], Platform::Machine),
     // A kubelet looks only now and then, and must find it: not much more than is allowed, and kept.
-    filling("disk", &["disk-filler", "/tmp", "48", "hold"], Platform::Cluster),
+    filling(Fills::Room, &["disk-filler", "/tmp", "48", "hold"], Platform::Cluster),
     Case { expected: Verdict::Killed, ..denied("memory", &["memory-hog"]) },
 ];
 
@@ -260,7 +273,7 @@ mod tests {
             let of = |verdict| cases(on).filter(|case| case.expected == verdict).count();
             assert!(of(Verdict::Denied) > 20 && of(Verdict::Contained) > 3, "{on:?}");
             assert_eq!(cases(on).last().map(|case| case.expected), Some(Verdict::Killed));
-            assert!(cases(on).any(|case| case.fills_disk), "{on:?}");
+            assert!(cases(on).any(|case| case.fills.is_some()), "{on:?}");
         }
     }
 }

@@ -6,10 +6,11 @@ use bollard::query_parameters::{
     KillContainerOptions, ListNetworksOptions, RemoveContainerOptionsBuilder,
 };
 use stackd_core::port::Protocol;
-use stackd_core::runtime::{ErrorKind, Outcome};
+use stackd_core::runtime::{EnsureRequest, ErrorKind, Outcome};
 use stackd_core::spec::{Probe, ProbeAction, ProbePort};
 use stackd_core::stack::reason;
 use stackd_core::{Runtime, StackSpec};
+use stackd_runtimes::docker::DockerRuntime;
 use stackd_testkit::docker::Engine;
 use stackd_testkit::{build, within};
 
@@ -116,6 +117,19 @@ async fn pruned() {
     assert_eq!(bed.left().await, Vec::<String>::new());
 }
 
+/// What could not be started while the engine was away is, once it is back.
+async fn started_again(runtime: &DockerRuntime, request: &EnsureRequest) {
+    within("a start succeeds again", async {
+        let mut pause = tokio::time::interval(Duration::from_millis(50));
+        while let Err(error) = runtime.ensure(request.clone()).await {
+            assert_eq!(error.kind, ErrorKind::Retry, "{error:?}");
+            pause.tick().await;
+        }
+    })
+    .await;
+    bed::until_ready(runtime, request.id).await;
+}
+
 async fn engine_restarts() {
     let mut engine = Engine::elsewhere();
     engine.load_sample(&["sample:1"]).await;
@@ -129,14 +143,7 @@ async fn engine_restarts() {
     assert_eq!(error.kind, ErrorKind::Retry, "{error:?}");
     engine.launch();
     bed::until_ended(&runtime, request.id).await;
-    within("a start succeeds again", async {
-        while let Err(error) = runtime.ensure(next.clone()).await {
-            assert_eq!(error.kind, ErrorKind::Retry, "{error:?}");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    })
-    .await;
-    bed::until_ready(&runtime, next.id).await;
+    started_again(&runtime, &next).await;
     for request in [&request, &next] {
         runtime.remove(request.id, Duration::ZERO).await.expect("removed");
     }
@@ -198,7 +205,7 @@ async fn machine_away() {
     // The fault itself: longer than several probes have.
     tokio::time::sleep(Duration::from_secs(4)).await;
     engine.reconnect();
-    bed::run(&runtime, &silent).await;
+    started_again(&runtime, &silent).await;
     let state = bed::until_ended(&runtime, silent.id).await;
     assert_eq!(ending(state).2, reason::UNHEALTHY);
     bed::until_ready(&runtime, well.id).await;
