@@ -29,6 +29,8 @@ fn blank() -> Result<(), Fault> {
     sys::close_from(3).at("close descriptors")?;
     let socket = take_standard_input().at("take over standard input")?;
     rustix::process::setsid().at("make a session")?;
+    // It holds no directory of whoever has started the server.
+    rustix::process::chdir("/").at("leave the server's directory")?;
     let mut inbox = Inbox::default();
     let prepare = match inbox.receive(&socket).at("hear what to prepare")? {
         Some(Request::Prepare(prepare)) => prepare,

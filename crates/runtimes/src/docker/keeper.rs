@@ -44,7 +44,6 @@ impl Keeper {
             .arg0("stackd")
             .arg(stackd_shim::ARGUMENT)
             .env_clear()
-            .current_dir("/")
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
             .stderr(errors)

@@ -129,11 +129,12 @@ impl Pool {
                 .append(true)
                 .create(true)
                 .open(self.mold.data_dir.join("shim.log"))?;
+            // Without a directory of its own: then it is spawned and not forked, which would copy
+            // what maps this process's memory, however much that is.
             Command::new(format!("/proc/self/fd/{}", self.mold.program.as_fd().as_raw_fd()))
                 .arg0("stackd")
                 .arg(stackd_shim::ARGUMENT)
                 .env_clear()
-                .current_dir("/")
                 .stdin(Stdio::from(theirs))
                 .stdout(Stdio::null())
                 .stderr(errors)
