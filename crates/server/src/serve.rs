@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -19,8 +20,9 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
@@ -225,12 +227,11 @@ impl Server {
         connection: Connection,
         closing: CancellationToken,
     ) {
-        let under_way = Arc::new(watch::Sender::new(0));
-        let mut requests = under_way.subscribe();
+        let requests = Arc::new(Requests::new());
         let service = hyper::service::service_fn({
-            let router = self.router.clone();
+            let (router, requests) = (self.router.clone(), Arc::clone(&requests));
             move |mut request: hyper::Request<Incoming>| {
-                let counted = UnderWay::new(&under_way);
+                let counted = UnderWay::new(&requests);
                 request.extensions_mut().insert(connection.clone());
                 let answer = router.clone().oneshot(request.map(Body::new));
                 async move {
@@ -241,10 +242,10 @@ impl Server {
         });
         let exchange =
             self.http.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
-        let mut exchange = pin!(exchange);
+        let (mut exchange, mut closing) = (pin!(exchange), pin!(closing.cancelled()));
+        let mut look = pin!(tokio::time::sleep(self.header_timeout));
         let mut is_ending = false;
         loop {
-            let is_idle = *requests.borrow_and_update() == 0;
             tokio::select! {
                 ended = exchange.as_mut() => {
                     if let Err(error) = ended {
@@ -252,10 +253,13 @@ impl Server {
                     }
                     return;
                 }
-                // The service holds the other side for as long as the connection lasts.
-                _ = requests.changed() => continue,
-                () = closing.cancelled(), if !is_ending => {}
-                () = tokio::time::sleep(self.header_timeout), if is_idle => {
+                () = closing.as_mut(), if !is_ending => {}
+                () = look.as_mut() => {
+                    let idle_at = requests.idle_since() + self.header_timeout;
+                    if idle_at > Instant::now() {
+                        look.as_mut().reset(idle_at);
+                        continue;
+                    }
                     if is_ending {
                         return tracing::debug!("an idle connection does not end by itself");
                     }
@@ -263,23 +267,49 @@ impl Server {
             }
             is_ending = true;
             exchange.as_mut().graceful_shutdown();
+            look.as_mut().reset(Instant::now() + self.header_timeout);
+        }
+    }
+}
+
+/// How busy a connection is. Requests only count here, and wake nobody: it is looked at when the
+/// connection could have been idle for long enough.
+struct Requests {
+    begun: Instant,
+    under_way: AtomicUsize,
+    /// When the last one ended, in microseconds since the beginning.
+    ended: AtomicU64,
+}
+
+impl Requests {
+    fn new() -> Self {
+        Self { begun: Instant::now(), under_way: AtomicUsize::new(0), ended: AtomicU64::new(0) }
+    }
+
+    /// Since when nothing is under way; now where something is.
+    fn idle_since(&self) -> Instant {
+        match self.under_way.load(Ordering::Acquire) {
+            0 => self.begun + Duration::from_micros(self.ended.load(Ordering::Acquire)),
+            _ => Instant::now(),
         }
     }
 }
 
 /// A request that counts as under way until its answer is sent.
-struct UnderWay(Arc<watch::Sender<usize>>);
+struct UnderWay(Arc<Requests>);
 
 impl UnderWay {
-    fn new(count: &Arc<watch::Sender<usize>>) -> Self {
-        count.send_modify(|count| *count += 1);
-        Self(Arc::clone(count))
+    fn new(requests: &Arc<Requests>) -> Self {
+        requests.under_way.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(requests))
     }
 }
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.0.send_modify(|count| *count -= 1);
+        let micros = self.0.begun.elapsed().as_micros();
+        self.0.ended.store(u64::try_from(micros).unwrap_or(u64::MAX), Ordering::Release);
+        self.0.under_way.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

@@ -14,6 +14,7 @@ pub(crate) fn all(add: &mut dyn FnMut(&str, Body)) {
     add("stacks_are_found_again", |bed| Box::pin(adopted(bed)));
     add("when_a_shim_dies_its_containers_die", |bed| Box::pin(shim_killed(bed)));
     add("a_reboot_ends_what_ran_and_leaves_nothing", |bed| Box::pin(rebooted(bed)));
+    add("a_blank_whose_way_out_is_gone_leaves_nothing", |bed| Box::pin(no_way_out(bed)));
     add("a_blank_that_cannot_be_made_leaves_nothing", |bed| Box::pin(no_blank(bed)));
     add("older_generations_and_epochs_are_refused", |bed| Box::pin(outdated(bed)));
     add("a_start_that_was_under_way_is_found_again", |bed| Box::pin(under_way(bed)));
@@ -123,6 +124,19 @@ async fn rebooted(bed: Bed) {
     runtime.claim_ports(other.id, &request.ports).expect("its ports are free");
     runtime.unclaim_ports(other.id);
     runtime.remove(id, Duration::ZERO).await.expect("a removal");
+}
+
+/// Whoever cleans up removes the group of all shims when nobody is in it, as also the end of every
+/// test here does.
+async fn no_way_out(bed: Bed) {
+    let runtime = bed.open().await;
+    runtime.ready().await;
+    let groups = std::fs::read_dir("/sys/fs/cgroup").expect("control groups").flatten();
+    let groups = groups.map(|entry| entry.path().join(&bed.config.cgroup_parent).join("shims"));
+    for shims in groups.filter(|path| path.is_dir()) {
+        std::fs::remove_dir(shims).expect("nobody is in it");
+    }
+    drop(runtime);
 }
 
 /// What a disk is copied from is missing, so that blanks fail when they have their control groups.

@@ -118,6 +118,11 @@ impl Group {
         Ok(Self { unified: self.unified, name: name.to_owned(), places })
     }
 
+    /// Moves this process into the group above; version 1 only.
+    fn leave(&self) -> rustix::io::Result<()> {
+        self.places.iter().try_for_each(|place| write(place.parent.as_fd(), "cgroup.procs", "0"))
+    }
+
     /// Gives the group another name; version 1 only.
     fn rename(&mut self, name: &str) -> Result<(), Fault> {
         for place in &self.places {
@@ -343,9 +348,9 @@ impl Unborn {
 
 impl Drop for Unborn {
     fn drop(&mut self) {
-        if let Some(Nursery { stack, container, exits }) = self.take()
-            && move_to(&exits, "0").is_ok()
-        {
+        let Some(Nursery { stack, container, exits }) = self.take() else { return };
+        // Somebody who cleans up may have removed the group of all shims while nobody was in it.
+        if move_to(&exits, "0").or_else(|_| stack.leave()).is_ok() {
             container.remove();
             stack.remove();
         }
