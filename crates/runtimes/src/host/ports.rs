@@ -137,18 +137,28 @@ fn bind(address: SocketAddr, protocol: Protocol) -> rustix::io::Result<OwnedFd> 
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+    use std::time::{Duration, Instant};
+
     use super::*;
+
+    /// An address of this test's own, so that its ports are nobody else's.
+    fn address(test: u8) -> IpAddr {
+        let [_, _, high, low] = std::process::id().to_be_bytes();
+        Ipv4Addr::new(127, high, low, test).into()
+    }
+
+    fn port(protocol: Protocol, node_port: u16) -> PortMapping {
+        PortMapping { container_port: 80, protocol, node_port }
+    }
 
     #[test]
     fn a_closed_port_refuses_connections_whoever_holds_it() {
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let node_port = free.local_addr().unwrap().port();
-        drop(free);
-        let ports = [PortMapping { container_port: 80, protocol: Protocol::Tcp, node_port }];
-        let address = "127.0.0.1".parse().unwrap();
-        let reached = || std::net::TcpStream::connect((address, node_port)).is_ok();
-        let mut claims = Claims::default();
-        for handed in [false, true] {
+        let address = address(1);
+        for (node_port, handed) in [(31_001, false), (31_002, true)] {
+            let ports = [port(Protocol::Tcp, node_port)];
+            let reached = || TcpStream::connect((address, node_port)).is_ok();
+            let mut claims = Claims::default();
             let id = StackId::from_bits(1);
             claims.claim(address, id, &ports).unwrap();
             let theirs =
@@ -157,30 +167,31 @@ mod tests {
             claims.close(id);
             assert!(!reached());
             drop(theirs);
-            claims.release(id);
         }
     }
 
     #[test]
     fn all_ports_are_claimed_or_none() {
-        let foreign = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let held = foreign.local_addr().unwrap().port();
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let other = free.local_addr().unwrap().port();
-        drop(free);
-        let port = |protocol, node_port| PortMapping { container_port: 80, protocol, node_port };
+        let address = address(2);
+        let (held, other) = (31_001, 31_002);
+        let _foreign = TcpListener::bind((address, held)).unwrap();
         let (tcp, udp) = (Protocol::Tcp, Protocol::Udp);
-        let address = "127.0.0.1".parse().unwrap();
         let mut claims = Claims::default();
         let id = StackId::from_bits(1);
         let both = [port(tcp, other), port(tcp, held)];
         assert_eq!(claims.claim(address, id, &both), Err(PortsTaken(vec![(tcp, held)])));
         // TCP and UDP are counted apart.
-        let both = [port(tcp, other), port(udp, held)];
+        let both = [port(udp, held), port(udp, other)];
         assert_eq!(claims.claim(address, id, &both), Ok(()));
-        assert!(std::net::TcpListener::bind((address, other)).is_err());
+        let free = || UdpSocket::bind((address, other)).is_ok();
+        assert!(!free());
         assert_eq!(claims.claim(address, id, &both), Ok(()), "twice is once");
         claims.release(id);
-        assert!(std::net::TcpListener::bind((address, other)).is_ok());
+        // A process that another test starts has copies of these sockets until it is its own program.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !free() {
+            assert!(Instant::now() < deadline, "the port stays bound");
+            std::thread::yield_now();
+        }
     }
 }
