@@ -20,6 +20,7 @@ const CONNECTIONS: usize = 4;
 const AT_ONCE: usize = 16;
 const LENGTH: Duration = Duration::from_secs(5);
 const CREATES: usize = 500;
+const TOKENS: usize = 20_480;
 
 /// What signs tokens.
 enum Signer {
@@ -58,7 +59,8 @@ impl Signer {
         Ok((signer, ["--player-jwt-public-key".into(), public]))
     }
 
-    fn token(&self, user: usize) -> Result<String> {
+    /// A token of a user; it differs from that of another number, and not in length.
+    fn token(&self, user: usize, number: usize) -> Result<String> {
         let algorithm = match self {
             Self::Hs256 => "HS256",
             Self::Rs256(_) => "RS256",
@@ -66,7 +68,8 @@ impl Signer {
         };
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
         let part = |value: Value| BASE64.encode(value.to_string());
-        let claims = json!({"uid": user, "typ": "access", "exp": now + 3600});
+        let number = format!("{number:06}");
+        let claims = json!({"uid": user, "typ": "access", "exp": now + 3600, "jti": number});
         let head = format!("{}.{}", part(json!({"alg": algorithm, "typ": "JWT"})), part(claims));
         let refused = |_| anyhow!("a token cannot be signed");
         let signature = match self {
@@ -115,26 +118,26 @@ fn cpu_time(server: &Server) -> Result<Duration> {
     Ok(Duration::from_millis(ticks * 10))
 }
 
-fn reads(server: &Server, path: &str, headers: &str) -> Result<Reads> {
+fn reads(server: &Server, path: &str, headers: &[String]) -> Result<Reads> {
+    let mut clients = (0..CONNECTIONS).map(|_| server.client()).collect::<Result<Vec<_>>>()?;
+    let mut many = clients[0].many(path, headers, AT_ONCE)?;
     let (since, before) = (Instant::now(), cpu_time(server)?);
-    let counts: Vec<Result<usize>> = std::thread::scope(|scope| {
-        let connections: Vec<_> = (0..CONNECTIONS)
-            .map(|_| {
-                scope.spawn(|| {
-                    let mut client = server.client_with(headers)?;
-                    let mut count = 0;
-                    while since.elapsed() < LENGTH {
-                        client.send_many(path, AT_ONCE)?;
-                        count += AT_ONCE;
-                    }
-                    Ok(count)
-                })
-            })
-            .collect();
-        let joined = connections.into_iter().map(std::thread::ScopedJoinHandle::join);
-        joined.map(|count| count.unwrap_or_else(|_| Err(anyhow!("a thread broke")))).collect()
-    });
-    let total: usize = counts.into_iter().sum::<Result<usize>>()?;
+    // In turns: while one is read, the server works on the others.
+    for client in &mut clients {
+        client.ask(&mut many)?;
+    }
+    let mut total = 0;
+    while since.elapsed() < LENGTH {
+        for client in &mut clients {
+            client.answers(&mut many)?;
+            client.ask(&mut many)?;
+            total += AT_ONCE;
+        }
+    }
+    for client in &mut clients {
+        client.answers(&mut many)?;
+        total += AT_ONCE;
+    }
     let rate = total as f64 / since.elapsed().as_secs_f64();
     let spent = cpu_time(server)?.saturating_sub(before);
     Ok(Reads { rate, cpu_micros: spent.as_secs_f64() * 1e6 / total as f64 })
@@ -153,24 +156,37 @@ pub(crate) fn reads_and_creates() -> Result<()> {
         let body = json!({"id": "bench", "name": "Bench", "runtime": "docker", "image": "bench", "port": 80, "cpu_count": 1});
         let made = server.client()?.send("POST", "/challenges", &body.to_string())?;
         ensure!(made.status == 201, "{}", String::from_utf8_lossy(&made.body));
-        let headers = format!("authorization: Bearer {}\r\n", signer.token(0)?);
+        // More than the server remembers, all of one user.
+        let headers = |number| -> Result<String> {
+            Ok(format!("authorization: Bearer {}\r\n", signer.token(0, number)?))
+        };
+        let tokens = (0..TOKENS).map(headers).collect::<Result<Vec<_>>>()?;
         let path = "/api/challenges/1/stack";
-        let started = server.client_with(&headers)?.send("POST", path, "")?;
+        let started = server.client_with(&tokens[0])?.send("POST", path, "")?;
         ensure!(started.status == 201, "{}", String::from_utf8_lossy(&started.body));
         let stack: Value = serde_json::from_slice(&started.body)?;
         let id = stack["stack_id"].as_str().context("an id")?.to_owned();
-        let with_token = reads(&server, path, &headers)?;
-        let with_key = reads(&server, &format!("/stacks/{id}"), &Server::key_header())?;
-        for (by, reads) in [(kind, &with_token), ("key", &with_key)] {
+        let running = format!("/stacks/{id}?wait=running&timeout=30s");
+        let running = server.client()?.send("GET", &running, "")?;
+        ensure!(running.status == 200, "{}", String::from_utf8_lossy(&running.body));
+        let new = reads(&server, path, &tokens)?;
+        let known = reads(&server, path, &tokens[..1])?;
+        let with_key = reads(&server, &format!("/stacks/{id}"), &[Server::key_header()])?;
+        let rows = [
+            (format!("{kind}, each token new"), &new),
+            (format!("{kind}, one token"), &known),
+            ("key".to_owned(), &with_key),
+        ];
+        for (by, reads) in rows {
             println!(
-                "  {by:<6} {:>7.0} /s   {:>5.1} µs of the server's processor time each: {:>7.0} /s on two of its own",
+                "  {by:<22} {:>7.0} /s   {:>5.1} µs of the server's processor time each: {:>7.0} /s on two of its own",
                 reads.rate,
                 reads.cpu_micros,
                 reads.on(2.0)
             );
         }
-        let share = (1.0 - with_key.cpu_micros / with_token.cpu_micros).max(0.0) * 100.0;
-        println!("         verification and lookup: {share:.0} % of it");
+        let share = (1.0 - known.cpu_micros / new.cpu_micros).max(0.0) * 100.0;
+        println!("  verification: {share:.0} % of a read whose token is new");
         if kind == "HS256" {
             creates(&server, &signer)?;
         }
@@ -191,7 +207,7 @@ fn creates(server: &Server, signer: &Signer) -> Result<()> {
         plain.push(since.elapsed());
         ensure!(answer.status == 201, "{}", String::from_utf8_lossy(&answer.body));
         let mut player =
-            server.client_with(&format!("authorization: Bearer {}\r\n", signer.token(user)?))?;
+            server.client_with(&format!("authorization: Bearer {}\r\n", signer.token(user, 0)?))?;
         // The connection is made before it is measured.
         player.send("GET", "/livez", "")?;
         let since = Instant::now();

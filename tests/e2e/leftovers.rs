@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::process::Pid;
+use stackd_store::{Store, StoreConfig};
 
 /// Where to look for what a server has left.
 pub(crate) struct Leftovers {
@@ -47,6 +48,26 @@ impl Leftovers {
     /// Waits until nothing of any stack is left while the server still runs.
     pub(crate) async fn stacks_gone(&self) -> Result<(), String> {
         self.until(|| [self.ports(), self.stack_files()].concat()).await
+    }
+
+    /// Waits until no stack has a row any more, where the rows are in a file of the server's.
+    pub(crate) async fn rows_gone(&self) -> Result<(), String> {
+        let path = self.directory.join("data/stackd.db");
+        let mut left = Vec::new();
+        for _ in 0..500 {
+            if !path.exists() {
+                return Ok(());
+            }
+            let file = StoreConfig::Sqlite { path: path.clone(), ballast_bytes: 0 };
+            let store = Store::open(file).await.map_err(|error| error.to_string())?;
+            left = store.load().await.map_err(|error| error.to_string())?.stacks;
+            if left.is_empty() {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let ids: Vec<_> = left.iter().map(|stack| stack.id.to_string()).collect();
+        Err(format!("rows are left of {}", ids.join(", ")))
     }
 
     /// Waits until nothing of the server is left but its files.

@@ -11,6 +11,7 @@ mod alike;
 mod browser;
 mod chart_values;
 mod cli;
+mod cluster;
 mod crash;
 mod database;
 mod doctor;

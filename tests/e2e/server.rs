@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use crate::IMAGE;
 use crate::leftovers::{Leftovers, entries};
-use crate::on::On;
+use crate::on::{NAMESPACE, On};
 use crate::terminal::Terminal;
 
 const KEY: &str = "a-key-for-the-tests-0123456789";
@@ -53,6 +53,15 @@ impl Server {
         if on.is_this_machine() {
             server.load_sample().await;
         }
+        server
+    }
+
+    /// The same on Kubernetes, in a namespace of its own.
+    pub(crate) async fn in_namespace(name: &str) -> Self {
+        let mut server = Self::prepare(On::Kubernetes, &[]);
+        let shared = server.options.iter_mut().find(|option| *option == NAMESPACE);
+        *shared.expect("it is named") = name.to_owned();
+        server.launch().await;
         server
     }
 
@@ -371,6 +380,7 @@ impl Server {
         let leftovers = self.leftovers();
         leftovers.stacks_gone().await.unwrap_or_else(|left| panic!("{left}\n{}", self.log()));
         self.on.cleared(self.node_ports).await;
+        leftovers.rows_gone().await.unwrap_or_else(|left| panic!("{left}\n{}", self.log()));
         let stats = self.get("/stats").await.1;
         assert_eq!((&stats["total_stacks"], &stats["used_node_ports"]), (&0.into(), &0.into()));
         self.stop();

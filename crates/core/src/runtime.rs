@@ -111,8 +111,19 @@ pub struct Capabilities {
     /// Whether TCP and UDP have node ports of their own, so that one number may be given out in
     /// both. Where they have not, a number is one stack's, and one port's of it.
     pub protocols_apart: bool,
+    /// Whether it probes by HTTPS.
+    pub https_probes: bool,
     /// What it enforces of a stack's isolation.
     pub enforcement: Enforcement,
+}
+
+impl Capabilities {
+    /// What of a stack cannot be done here, in words for its caller.
+    pub fn cannot(&self, spec: &StackSpec) -> Option<String> {
+        let path = spec.https_probe().filter(|_| !self.https_probes)?;
+        let advice = "use a tcpSocket probe on the same port";
+        Some(format!("{path}: HTTPS is not supported by this runtime; {advice}"))
+    }
 }
 
 /// What a machine has in all.

@@ -352,6 +352,23 @@ impl StackSpec {
     pub fn all_containers(&self) -> impl Iterator<Item = &Container> {
         self.init_containers.iter().chain(&self.containers)
     }
+
+    /// The first probe by HTTPS, by its path in the Pod: not every runtime can do that.
+    pub fn https_probe(&self) -> Option<String> {
+        self.containers.iter().enumerate().find_map(|(at, container)| {
+            let probes = [
+                ("readinessProbe", &container.readiness_probe),
+                ("livenessProbe", &container.liveness_probe),
+                ("startupProbe", &container.startup_probe),
+            ];
+            let is_https = |(_, probe): &(_, &Option<Probe>)| {
+                let action = probe.as_ref().map(|probe| &probe.action);
+                matches!(action, Some(ProbeAction::HttpGet { https: Some(true), .. }))
+            };
+            let (name, _) = probes.into_iter().find(is_https)?;
+            Some(format!("spec.containers[{at}].{name}.httpGet.scheme"))
+        })
+    }
 }
 
 /// What a stack reserves of a machine, summed over its containers.

@@ -44,7 +44,8 @@ pub struct IdempotencyKey {
 /// A stack was not made, and nothing of it is left.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum CreateError {
-    /// A limit of one stack or container; the text follows `invalid pod spec: `.
+    /// A limit of one stack or container, or what the runtime cannot do; the text follows
+    /// `invalid pod spec: `.
     #[error("{0}")]
     LimitRange(String),
     /// The total quota; the text says what is exceeded and follows `cluster saturated: `.

@@ -111,6 +111,9 @@ async fn accept(
         return Err(CreateError::Ttl { min: config.min_ttl, max: config.max_ttl });
     }
     let runtime_class = runtime_class(shared, command.runtime_class)?;
+    if let Some(text) = shared.runtime.capabilities().cannot(&command.spec) {
+        return Err(CreateError::LimitRange(text));
+    }
     config
         .limit_range
         .check(&command.spec, config.container_disk_bytes())

@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::http::header::{HOST, ORIGIN};
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, StatusCode, Uri};
@@ -14,8 +14,9 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use stackd_store::{ApiKey, Permission};
 
-use crate::ServerState;
 use crate::fault::Fault;
+use crate::replicas::Form;
+use crate::{ServerState, replicas};
 
 /// The header that carries a key.
 pub(crate) const KEY_HEADER: &str = "x-api-key";
@@ -43,18 +44,26 @@ impl Caller {
     }
 }
 
-/// Lets a request in whose key is good for `dialect`, and says who sent it.
-pub(crate) async fn require_key(
-    State((state, dialect)): State<(ServerState, &'static str)>,
+/// Lets a request in whose caller `authenticate` knows, and says who that is. A refusal has this form.
+///
+/// The order is meant: a replica that is behind knows of no revoked key, and nothing is passed on for
+/// somebody who is not let in.
+pub(crate) async fn admit(
+    state: &ServerState,
     mut request: Request,
     next: Next,
+    form: Form,
+    authenticate: fn(&ServerState, &Request) -> Result<Caller, Fault>,
 ) -> Response {
-    match authenticate(&state, dialect, request.headers(), request.uri()) {
+    if let Err(behind) = state.engine().in_step().await {
+        return form(Fault::from(behind)).into_response();
+    }
+    match authenticate(state, &request) {
         Ok(caller) => {
             request.extensions_mut().insert(caller);
-            next.run(request).await
+            replicas::forward(state, form, request, next).await
         }
-        Err(fault) => fault.into_response(),
+        Err(fault) => form(fault).into_response(),
     }
 }
 

@@ -31,6 +31,10 @@ pub struct ServerConfig {
     pub header_timeout: Duration,
     /// The most connections at once, over all listeners. Further ones wait to be accepted.
     pub max_connections: usize,
+    /// How long the server goes on to take connections when it is told to stop; it is not ready any
+    /// more from then on. For a load balancer in front, which hears of that a moment later.
+    #[serde(with = "stackd_core::duration")]
+    pub shutdown_delay: Duration,
     /// How long requests under way may take to end when the server stops.
     #[serde(with = "stackd_core::duration")]
     pub shutdown_timeout: Duration,
@@ -48,6 +52,7 @@ impl Default for ServerConfig {
             body_timeout: Duration::from_secs(30),
             header_timeout: Duration::from_secs(30),
             max_connections: 4096,
+            shutdown_delay: Duration::ZERO,
             shutdown_timeout: Duration::from_secs(10),
             player: PlayerConfig::default(),
         }
@@ -129,11 +134,14 @@ pub(crate) fn origins(
         // equal to what a browser sends.
         let sent = url.map(|url| url.origin().ascii_serialization());
         if sent.as_ref() == Some(given)
+            && !given.contains('*')
             && let Ok(value) = HeaderValue::from_str(given)
         {
             return Ok(value);
         }
-        let instead = sent.unwrap_or_else(|| "for example https://ctf.example.org".to_owned());
+        let instead = sent
+            .filter(|sent| !sent.contains('*'))
+            .unwrap_or_else(|| "for example https://ctf.example.org".to_owned());
         Err(ConfigError::Origin { setting, given: given.clone(), instead })
     };
     origins.iter().map(read).collect()
@@ -158,6 +166,7 @@ mod tests {
         const EXAMPLE: &str = "for example https://ctf.example.org";
         for (bad, instead) in [
             ("*", EXAMPLE),
+            ("https://*.a.example", EXAMPLE),
             ("ctf.example.org", EXAMPLE),
             ("https://", EXAMPLE),
             ("ftp://a.example", EXAMPLE),

@@ -2,13 +2,11 @@
 
 use std::borrow::Cow;
 
-use axum::extract::Request;
 use axum::http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 /// The media type of [`Problem`].
@@ -88,6 +86,22 @@ pub(crate) struct ErrorBody<'a> {
 #[derive(Debug, Clone)]
 pub(crate) struct Said(pub(crate) Cow<'static, str>);
 
+/// What a refusal has beside its text, for the same.
+#[derive(Debug, Clone)]
+struct Members(Map<String, Value>);
+
+impl Members {
+    /// The text is `detail` in the other form; a list of what is wrong has another name there.
+    fn of(body: &Value) -> Option<Self> {
+        let mut members = body.as_object()?.clone();
+        members.remove("error");
+        if let Some(list) = members.remove("detail").filter(Value::is_array) {
+            members.insert("errors".to_owned(), list);
+        }
+        Some(Self(members))
+    }
+}
+
 impl IntoResponse for Fault {
     fn into_response(self) -> Response {
         let mut response = match &self.body {
@@ -99,6 +113,9 @@ impl IntoResponse for Fault {
         }
         if let Some(seconds) = self.retry_after_seconds {
             response.headers_mut().insert(RETRY_AFTER, seconds.into());
+        }
+        if let Some(members) = self.body.as_deref().and_then(Members::of) {
+            response.extensions_mut().insert(members);
         }
         response.extensions_mut().insert(Said(self.text));
         response
@@ -140,9 +157,15 @@ pub(crate) struct Problem<'a> {
     detail: &'a str,
     /// The path that was asked for.
     instance: &'a str,
+    /// What the refusal has besides, as in the dialect's own form; `errors` is a list of what is wrong
+    /// with a body.
+    #[serde(flatten)]
+    #[schema(value_type = Object)]
+    members: Map<String, Value>,
 }
 
-fn wants_problem(headers: &HeaderMap) -> bool {
+/// Whether a caller accepts refusals in the form of RFC 9457.
+pub(crate) fn wants_problem(headers: &HeaderMap) -> bool {
     let accepts = |media_range: &str| {
         let mut parts = media_range.split(';').map(str::trim);
         let names_it = parts.next().is_some_and(|range| range.eq_ignore_ascii_case(PROBLEM_JSON));
@@ -155,13 +178,8 @@ fn wants_problem(headers: &HeaderMap) -> bool {
     values.flat_map(|value| value.split(',')).any(accepts)
 }
 
-/// Puts refusals into the form of RFC 9457 where the caller accepts it.
-pub(crate) async fn as_problem(request: Request, next: Next) -> Response {
-    if !wants_problem(request.headers()) {
-        return next.run(request).await;
-    }
-    let path = request.uri().path().to_owned();
-    let response = next.run(request).await;
+/// Puts a refusal of what is at this path into the form of RFC 9457.
+pub(crate) fn as_problem(response: Response, path: &str) -> Response {
     let Some(Said(text)) = response.extensions().get::<Said>().cloned() else { return response };
     let status = response.status();
     let problem = Problem {
@@ -169,7 +187,8 @@ pub(crate) async fn as_problem(request: Request, next: Next) -> Response {
         title: status.canonical_reason().unwrap_or("Error"),
         status: status.as_u16(),
         detail: &text,
-        instance: &path,
+        instance: path,
+        members: response.extensions().get::<Members>().cloned().map_or_else(Map::new, |m| m.0),
     };
     let mut answer = json(status, &problem);
     let (mut kept, _) = response.into_parts();

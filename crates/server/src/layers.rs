@@ -1,22 +1,25 @@
-//! What happens around every request: its id, its line in the log, its count, and the last resort
-//! when nothing answers it or something breaks.
+//! What happens around every request: its id, its line in the log, its count, the form of a refusal,
+//! and the last resort when nothing answers it or something breaks.
+//!
+//! It is one layer and not several: each one more is some copies of the routes below it, a request.
 
 use std::any::Any;
+use std::panic::AssertUnwindSafe;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use axum::Extension;
-use axum::extract::{MatchedPath, Request};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use futures_util::FutureExt;
 use tower_http::cors::CorsLayer;
 use tracing::Instrument;
 
 use crate::auth::KEY_HEADER;
 use crate::config::{ConfigError, ServerConfig};
-use crate::fault::Fault;
+use crate::fault::{self, Fault};
 use crate::{ServerState, challenges};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -25,7 +28,7 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// and was answered well. Of the address only the route's template is kept, never the query, since a
 /// key may stand in it.
 pub(crate) async fn observe(
-    Extension(state): Extension<ServerState>,
+    State(state): State<ServerState>,
     mut request: Request,
     next: Next,
 ) -> Response {
@@ -33,14 +36,18 @@ pub(crate) async fn observe(
     let id = request_id(request.headers().get(REQUEST_ID));
     // Whoever the request is passed on to logs it under the same id.
     request.headers_mut().insert(REQUEST_ID, id.clone());
-    let method = request.method().clone();
+    let (method, uri) = (request.method().clone(), request.uri().clone());
+    let wants_problem = fault::wants_problem(request.headers());
     let route = request.extensions().get::<MatchedPath>().cloned();
     let route = route.as_ref().map_or("unmatched", |route| route.as_str());
     let shown_id = id.to_str().unwrap_or_default();
     let span = tracing::info_span!("request", id = shown_id, method = %method, route);
 
     let answering = async {
-        let mut response = next.run(request).await;
+        let mut response = unbroken(&uri, next.run(request)).await;
+        if wants_problem {
+            response = fault::as_problem(response, uri.path());
+        }
         response.headers_mut().insert(REQUEST_ID, id.clone());
         let status = response.status();
         let took = begun.elapsed();
@@ -136,21 +143,17 @@ pub(crate) async fn method_not_allowed(uri: Uri) -> Fault {
     in_form_of(&uri, Fault::new(StatusCode::METHOD_NOT_ALLOWED, "method not allowed"))
 }
 
-/// A handler broke; the caller gets an answer all the same.
-pub(crate) fn panicked(payload: Box<dyn Any + Send>) -> Response {
-    broken(&*payload, |fault| fault)
+/// The caller gets an answer also when a handler breaks.
+async fn unbroken(uri: &Uri, answering: impl Future<Output = Response>) -> Response {
+    let answer = AssertUnwindSafe(answering).catch_unwind().await;
+    answer.unwrap_or_else(|payload| broken(uri, &*payload))
 }
 
-/// The same in the form `{"detail": "<text>"}`.
-pub(crate) fn panicked_in_detail(payload: Box<dyn Any + Send>) -> Response {
-    broken(&*payload, Fault::into_detail)
-}
-
-fn broken(payload: &(dyn Any + Send), form: fn(Fault) -> Fault) -> Response {
+fn broken(uri: &Uri, payload: &(dyn Any + Send)) -> Response {
     let text = payload.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| payload.downcast_ref::<&str>().copied());
     let text = format!("panic: {}", text.unwrap_or("of an unknown kind"));
-    let mut response = form(Fault::internal(&text)).into_response();
+    let mut response = in_form_of(uri, Fault::internal(&text)).into_response();
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     response
 }
@@ -161,24 +164,13 @@ mod tests {
 
     #[tokio::test]
     async fn what_breaks_is_told_in_the_form_of_its_dialect() {
-        use axum::body::{Body, to_bytes};
-        use tower::ServiceExt;
-        use tower_http::catch_panic::CatchPanicLayer;
-
-        async fn breaks() -> StatusCode {
-            panic!("hush")
-        }
-        type Broken = fn(Box<dyn Any + Send>) -> Response;
-        for (broken, expected) in [
-            (panicked as Broken, r#"{"error":"internal server error"}"#),
-            (panicked_in_detail, r#"{"detail":"internal server error"}"#),
+        for (path, expected) in [
+            ("/stacks", r#"{"error":"internal server error"}"#),
+            ("/challenges/a", r#"{"detail":"internal server error"}"#),
         ] {
-            let router: axum::Router = axum::Router::new().route("/", axum::routing::get(breaks));
-            let router = router.layer(CatchPanicLayer::custom(broken));
-            let request = Request::new(Body::empty());
-            let answer = router.oneshot(request).await.unwrap();
+            let answer = unbroken(&Uri::from_static(path), async { panic!("hush") }).await;
             assert_eq!(answer.status(), StatusCode::INTERNAL_SERVER_ERROR);
-            let body = to_bytes(answer.into_body(), 1000).await.unwrap();
+            let body = axum::body::to_bytes(answer.into_body(), 1000).await.unwrap();
             assert_eq!(body, expected);
         }
     }

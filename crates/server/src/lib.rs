@@ -22,9 +22,8 @@ mod replicas;
 mod serve;
 mod state;
 
-use axum::middleware::{from_fn, from_fn_with_state};
-use axum::{Extension, Router};
-use tower_http::catch_panic::CatchPanicLayer;
+use axum::Router;
+use axum::middleware::from_fn_with_state;
 
 pub use challenges::CHALLENGE_SCHEMA;
 pub use config::{ConfigError, ServerConfig, is_loopback};
@@ -42,24 +41,9 @@ pub use state::ServerState;
 pub fn router(state: ServerState) -> Result<Router, ConfigError> {
     let cors = layers::cors(state.config())?;
     let Routes { keyed, challenges, player, open, document } = openapi::routes();
-    // The last is the outermost: a replica that is behind knows of no revoked key, and nothing is
-    // passed on for somebody who is not let in.
-    let replicated = (state.clone(), replicas::PLAIN);
-    let keyed = keyed
-        .route_layer(from_fn_with_state(replicated.clone(), replicas::forward))
-        .route_layer(from_fn_with_state((state.clone(), provisioner::DIALECT), auth::require_key))
-        .route_layer(from_fn_with_state(replicated, replicas::in_step));
-    let replicated = (state.clone(), replicas::DETAIL);
-    let challenges = challenges
-        .route_layer(from_fn_with_state(replicated.clone(), replicas::forward))
-        .route_layer(from_fn_with_state(state.clone(), challenges::require_key))
-        .route_layer(from_fn_with_state(replicated, replicas::in_step))
-        .route_layer(CatchPanicLayer::custom(layers::panicked_in_detail));
-    let replicated = (state.clone(), replicas::PLAYER);
-    let player = player
-        .route_layer(from_fn_with_state(replicated.clone(), replicas::forward))
-        .route_layer(from_fn_with_state(state.clone(), player::require_token))
-        .route_layer(from_fn_with_state(replicated, replicas::in_step));
+    let keyed = keyed.route_layer(from_fn_with_state(state.clone(), provisioner::admit));
+    let challenges = challenges.route_layer(from_fn_with_state(state.clone(), challenges::admit));
+    let player = player.route_layer(from_fn_with_state(state.clone(), player::admit));
     state.prepare_tokens()?;
     let router = Router::new()
         .merge(keyed)
@@ -74,11 +58,5 @@ pub fn router(state: ServerState) -> Result<Router, ConfigError> {
         Some(cors) => router.layer(cors),
         None => router,
     };
-    let router = router
-        .layer(CatchPanicLayer::custom(layers::panicked))
-        .layer(from_fn(fault::as_problem))
-        .layer(from_fn(layers::observe))
-        .layer(Extension(state.clone()))
-        .with_state(state);
-    Ok(router)
+    Ok(router.layer(from_fn_with_state(state.clone(), layers::observe)).with_state(state))
 }

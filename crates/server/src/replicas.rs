@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::extract::{MatchedPath, Request, State};
+use axum::extract::{MatchedPath, Request};
 use axum::http::header::{
     CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
@@ -26,7 +26,7 @@ use tokio::time::Instant;
 use crate::ServerState;
 use crate::config::ServerConfig;
 use crate::fault::Fault;
-use crate::{pinned, player};
+use crate::pinned;
 
 /// How long a request waits for a leader and its answer, in all: callers give up after 5 s.
 const PATIENCE: Duration = Duration::from_millis(4500);
@@ -47,26 +47,7 @@ const CREATE: &str = "/stacks";
 const PLAYER_CREATE: &str = "/api/challenges/{id}/stack";
 
 /// How a dialect puts a refusal, which is always 503 here.
-type Form = fn(Fault) -> Fault;
-/// As `error`.
-pub(crate) const PLAIN: Form = |fault| fault;
-/// As `detail`.
-pub(crate) const DETAIL: Form = Fault::into_detail;
-/// In the one text that players' clients know.
-pub(crate) const PLAYER: Form = player::unavailable_form;
-
-/// Lets a request in when this replica shows at least what was acknowledged before it came, by
-/// whichever replica: also a revoked key.
-pub(crate) async fn in_step(
-    State((state, form)): State<(ServerState, Form)>,
-    request: Request,
-    next: Next,
-) -> Response {
-    match state.engine().in_step().await {
-        Ok(()) => next.run(request).await,
-        Err(behind) => form(Fault::from(behind)).into_response(),
-    }
-}
+pub(crate) type Form = fn(Fault) -> Fault;
 
 /// Connections to the replica that leads.
 #[derive(Default)]
@@ -97,7 +78,8 @@ impl Forwarder {
 
 /// Passes on what changes something, unless this replica leads.
 pub(crate) async fn forward(
-    State((state, form)): State<(ServerState, Form)>,
+    state: &ServerState,
+    form: Form,
     request: Request,
     next: Next,
 ) -> Response {
@@ -121,7 +103,7 @@ pub(crate) async fn forward(
     let mut passing = Passing::new(&parts, body, form);
     match tokio::time::timeout_at(
         Instant::now() + PATIENCE,
-        passing.until_answered(&state, leadership),
+        passing.until_answered(state, leadership),
     )
     .await
     {

@@ -13,6 +13,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::response::Response;
+use futures_util::FutureExt;
 use hyper::body::{Bytes, Frame, Incoming, SizeHint};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
@@ -112,8 +113,8 @@ pub(crate) struct Connection {
     _place: Arc<OwnedSemaphorePermit>,
 }
 
-/// Serves until `stopping` is cancelled, then lets requests under way end within the configured
-/// time. The same token should be the one of the router's state, so that streams end with it.
+/// Serves until `stopping` is cancelled, and for as long after that as is configured, then lets
+/// requests under way end within the configured time. The same token should be the one of the router's state, so that streams end with it.
 pub async fn serve(
     router: Router,
     listeners: Vec<TcpListener>,
@@ -137,10 +138,23 @@ pub async fn serve(
     let mut accepting = JoinSet::new();
     let mut connections = JoinSet::new();
     let (accepted, mut arrivals) = mpsc::channel(1);
+    let closed = {
+        let delay = config.shutdown_delay;
+        async move {
+            stopping.cancelled().await;
+            tokio::time::sleep(delay).await;
+        }
+        .shared()
+    };
     for (listener, address) in listeners.into_iter().zip(addresses) {
         let accept = accept(listener, address, Arc::clone(&room), accepted.clone());
-        let stopping = stopping.clone();
-        accepting.spawn(async move { stopping.run_until_cancelled_owned(accept).await });
+        let closed = closed.clone();
+        accepting.spawn(async move {
+            tokio::select! {
+                () = accept => {}
+                () = closed => {}
+            }
+        });
     }
     drop(accepted);
     while let Some((stream, connection)) = arrivals.recv().await {

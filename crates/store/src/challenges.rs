@@ -164,6 +164,8 @@ async fn insert<C: ConnectionTrait>(db: &C, challenge: &Challenge) -> Result<(),
         .exec_without_returning(db)
         .await
         .map_err(|e| unique(e, |_| StoreError::Duplicate("a challenge of this id or number")))?;
+    // It was given anew to one that was removed by mistake.
+    removed_challenges::Entity::delete_by_id(number).exec(db).await?;
     use challenge_numbers::Column as N;
     let first = challenge_numbers::Model { id: NUMBERS, last: number };
     challenge_numbers::Entity::insert(first.into_active_model())

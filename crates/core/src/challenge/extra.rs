@@ -75,6 +75,10 @@ impl ExtraConfig {
         // By way of a value: a struct would also be read from a list.
         let object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(text)
             .map_err(|error| format!("must be a JSON object in a string: {error}"))?;
+        // What is in its place may be the flag itself, and must not be part of an error.
+        if object.get("flag").is_some_and(|flag| !flag.is_object() && !flag.is_null()) {
+            return Err("flag: must be an object, with a value or a template".to_owned());
+        }
         serde_json::from_value(object.into()).map_err(|error| error.to_string())
     }
 
@@ -95,13 +99,17 @@ fn version<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
     }
 }
 
-/// Texts by name; numbers and booleans are taken for the texts that they are written as.
+/// Texts by name; whole numbers and booleans are taken for the texts that they are written as. Other
+/// numbers have several spellings.
 fn texts<'de, D: Deserializer<'de>>(d: D) -> Result<BTreeMap<String, String>, D::Error> {
     use serde_json::Value;
     let map = BTreeMap::<String, Value>::deserialize(d)?;
     let text = |(name, value): (String, Value)| match value {
         Value::String(text) => Ok((name, text)),
-        Value::Number(number) => Ok((name, number.to_string())),
+        Value::Number(number) if !number.is_f64() => Ok((name, number.to_string())),
+        Value::Number(_) => Err(de::Error::custom(format!(
+            "env: write the number of {name:?} as a text, in quotes"
+        ))),
         Value::Bool(yes) => Ok((name, yes.to_string())),
         _ => Err(de::Error::custom(format!("env: the value of {name:?} must be a text"))),
     };

@@ -61,6 +61,7 @@ impl State {
     }
 
     fn put(&mut self, challenge: Arc<Challenge>) {
+        self.removed.remove(&challenge.number);
         self.last_number = self.last_number.max(challenge.number.get());
         self.ids.insert(challenge.number, challenge.id().clone());
         self.challenges.insert(challenge.id().clone(), challenge);
@@ -129,14 +130,15 @@ impl Board {
         state.challenges.get(id).cloned()
     }
 
-    /// The number after all that were ever given out.
+    /// The number after all that were ever given out; where that was the greatest, the first that never
+    /// was.
     pub(super) fn next_number(&self) -> Option<ChallengeNumber> {
-        ChallengeNumber::new(self.state.read().last_number + 1)
-    }
-
-    /// Whether a number was that of a challenge which is gone.
-    pub(super) fn is_used_up(&self, number: ChallengeNumber) -> bool {
-        self.state.read().removed.contains(&number)
+        let state = self.state.read();
+        let next = ChallengeNumber::new(state.last_number + 1);
+        let is_new = |number: &ChallengeNumber| {
+            !state.ids.contains_key(number) && !state.removed.contains(number)
+        };
+        next.or_else(|| (1..).map_while(ChallengeNumber::new).find(is_new))
     }
 
     pub(super) fn put(&self, challenge: Arc<Challenge>) {

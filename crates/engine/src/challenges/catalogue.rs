@@ -53,6 +53,26 @@ impl<'a> Challenges<'a> {
         finish(&term, async move { create(&shared, draft, number).await }).await
     }
 
+    /// What [`Challenges::create`] would make, without making it.
+    pub fn try_create(
+        &self,
+        draft: Draft,
+        number: Option<ChallengeNumber>,
+    ) -> Result<Challenge, ChallengeError> {
+        new(&self.engine.term()?, draft, number)
+    }
+
+    /// What [`Challenges::edit`] would make, without making it.
+    pub fn try_edit(
+        &self,
+        name: &ChallengeRef,
+        edit: impl FnOnce(&Challenge, Draft) -> Result<Draft, Vec<Invalid>>,
+    ) -> Result<Challenge, ChallengeError> {
+        let term = self.engine.term()?;
+        let before = find(&term, name)?;
+        edited(&term, &before, edit)
+    }
+
     /// Changes a challenge, for stacks that are made from now on. `edit` gets it as a draft.
     pub async fn edit(
         &self,
@@ -132,6 +152,12 @@ fn check(
     let challenge = challenge.map_err(ChallengeError::Invalid)?;
     let (min, max) = (config.min_ttl.as_secs(), config.max_ttl.as_secs());
     let ttl = challenge.definition.ttl_seconds;
+    if let Some(message) = shared.runtime.capabilities().cannot(&challenge.spec)
+        && before.is_none_or(|before| before.spec != challenge.spec)
+    {
+        let field = "pod_spec";
+        return Err(ChallengeError::Invalid(vec![Invalid { field, fault: Fault::Value, message }]));
+    }
     let is_new = before.is_none_or(|before| before.definition.ttl_seconds != ttl);
     if is_new && ttl.is_some_and(|ttl| ttl < min || ttl > max) {
         return Err(ChallengeError::Invalid(vec![Invalid {
@@ -143,21 +169,43 @@ fn check(
     Ok(challenge)
 }
 
-async fn create(
+/// A new challenge, not yet written.
+fn new(
     shared: &SharedEngine,
     draft: Draft,
     number: Option<ChallengeNumber>,
-) -> Result<Arc<Challenge>, ChallengeError> {
-    let _writing = shared.view.board.writing.lock().await;
+) -> Result<Challenge, ChallengeError> {
     let next = number.or_else(|| shared.view.board.next_number()).ok_or(ChallengeError::Exists)?;
     let challenge = check(shared, draft, next, None)?;
     let taken = |name: ChallengeRef| shared.view.board.find(&name).is_some();
     if taken(ChallengeRef::Id(challenge.id().clone())) || taken(ChallengeRef::Number(next)) {
         return Err(ChallengeError::Exists);
     }
-    if shared.view.board.is_used_up(next) {
+    // A number that is asked for may be that of a challenge which was removed by mistake, but no stack
+    // of that one is to be taken for one of this.
+    if !live_stacks_of(shared, next).is_empty() {
         return Err(ChallengeError::NumberUsed);
     }
+    Ok(challenge)
+}
+
+/// A challenge as this edit makes it, not yet written.
+fn edited(
+    shared: &SharedEngine,
+    before: &Challenge,
+    edit: impl FnOnce(&Challenge, Draft) -> Result<Draft, Vec<Invalid>>,
+) -> Result<Challenge, ChallengeError> {
+    let draft = edit(before, Draft::of(before)).map_err(ChallengeError::Invalid)?;
+    check(shared, draft, before.number, Some(before))
+}
+
+async fn create(
+    shared: &SharedEngine,
+    draft: Draft,
+    number: Option<ChallengeNumber>,
+) -> Result<Arc<Challenge>, ChallengeError> {
+    let _writing = shared.view.board.writing.lock().await;
+    let challenge = new(shared, draft, number)?;
     write(shared, vec![Change::InsertChallenge(Box::new(challenge.clone()))]).await?;
     let challenge = Arc::new(challenge);
     shared.view.board.put(Arc::clone(&challenge));
@@ -176,8 +224,7 @@ async fn change(
 ) -> Result<Arc<Challenge>, ChallengeError> {
     let _writing = shared.view.board.writing.lock().await;
     let before = find(shared, name)?;
-    let draft = edit(&before, Draft::of(&before)).map_err(ChallengeError::Invalid)?;
-    let after = check(shared, draft, before.number, Some(&before))?;
+    let after = edited(shared, &before, edit)?;
     if after.definition == before.definition && after.spec == before.spec {
         return Ok(before);
     }
@@ -192,6 +239,16 @@ async fn change(
     Ok(after)
 }
 
+fn live_stacks_of(shared: &SharedEngine, number: ChallengeNumber) -> Vec<StackId> {
+    let slot = number.to_string();
+    let live = shared.view.live.read();
+    let ours = live.after(None).filter(|live| {
+        let owner = &live.stack.owner;
+        owner.dialect == DIALECT && owner.slot == slot && live.stack.is_active()
+    });
+    ours.map(|live| live.stack.id).collect()
+}
+
 async fn delete(
     shared: &SharedEngine,
     name: &ChallengeRef,
@@ -202,16 +259,7 @@ async fn delete(
     // The stacks go first and the challenge last: after a crash in between, it can be asked again.
     let _gate = shared.view.board.gate.write().await;
     if destroy {
-        let slot = challenge.number.to_string();
-        let live: Vec<StackId> = {
-            let live = shared.view.live.read();
-            let ours = live.after(None).filter(|live| {
-                let owner = &live.stack.owner;
-                owner.dialect == DIALECT && owner.slot == slot && live.stack.is_active()
-            });
-            ours.map(|live| live.stack.id).collect()
-        };
-        end(shared, live).await?;
+        end(shared, live_stacks_of(shared, challenge.number)).await?;
     }
     write(shared, vec![Change::RemoveChallenge(challenge.number)]).await?;
     shared.view.board.remove(&challenge);

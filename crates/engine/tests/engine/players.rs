@@ -373,6 +373,15 @@ async fn a_number_is_never_given_out_twice() {
     let gap = test.engine.challenges().create(draft("gap"), number(5)).await.unwrap();
     assert_eq!(gap.number.get(), 5);
     assert_eq!(challenge(&test, "next").await.number.get(), 8);
+    // When nothing is left of the removed one, its number may be asked for again.
+    test.engine.players().stop(user("7").owner, pwn.number).await.unwrap();
+    let back = test.engine.challenges().create(draft("back"), number(7)).await.unwrap();
+    assert_eq!(back.number, pwn.number);
+    // After the greatest number there are others.
+    test.engine.challenges().create(draft("last"), number(ChallengeNumber::MAX)).await.unwrap();
+    assert_eq!(challenge(&test, "more").await.number.get(), 2);
+    let test = test.restart(true).await;
+    assert_eq!(challenge(&test, "and-more").await.number.get(), 3);
     test.finish().await;
 }
 

@@ -63,6 +63,7 @@ impl Inner {
                     .unwrap_or(usize::try_from(cpus).unwrap_or(1).max(1) * 2),
                 machine: Some(machine),
                 protocols_apart: true,
+                https_probes: false,
                 enforcement: Enforcement {
                     user_namespace: survey::is_remapped(&info),
                     ..Enforcement::default()

@@ -2,10 +2,18 @@
 
 use std::net::IpAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bollard::errors::Error;
 use bollard::{API_DEFAULT_VERSION, BollardRequest, Docker};
+use hyper_rustls::HttpsConnector;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use stackd_core::RuntimeError;
 use stackd_core::runtime::ErrorKind;
 use stackd_core::stack::{Condition, reason};
@@ -66,12 +74,25 @@ pub(super) async fn connect(config: &DockerConfig) -> Result<Docker, EngineError
                 let text = "docker-tls-ca is set without docker-tls-cert and docker-tls-key";
                 return Err(EngineError::Settings(text.to_owned()));
             };
-            for path in [ca, cert, key] {
-                readable(path)?;
-            }
-            // One may be there already, which does as well.
-            let _ = rustls::crypto::ring::default_provider().install_default();
-            Docker::connect_with_ssl(host, key, cert, ca, PATIENCE_SECONDS, API_DEFAULT_VERSION)
+            let tls = tls(ca, cert, key)?;
+            let mut tcp = HttpConnector::new();
+            tcp.enforce_http(false);
+            // As the library does it by its other ways: no connection outlives its call.
+            let client = Client::builder(TokioExecutor::new())
+                .pool_max_idle_per_host(0)
+                .build(HttpsConnector::from((tcp, tls)));
+            let transport = move |request: BollardRequest| {
+                let answer = client.request(request);
+                async move { answer.await.map_err(Error::from) }
+            };
+            let place = host.split_once("://").map_or(host, |(_, place)| place);
+            let url = Some(format!("https://{}", place.trim_end_matches('/')));
+            Docker::connect_with_custom_transport(
+                transport,
+                url,
+                PATIENCE_SECONDS,
+                API_DEFAULT_VERSION,
+            )
         }
         (None, None) if host.starts_with("tcp://") || host.starts_with("http://") => {
             Docker::connect_with_http(host, PATIENCE_SECONDS, API_DEFAULT_VERSION)
@@ -95,10 +116,30 @@ pub(super) async fn connect(config: &DockerConfig) -> Result<Docker, EngineError
     }
 }
 
-fn readable(path: &Path) -> Result<(), EngineError> {
-    std::fs::File::open(path)
-        .map(drop)
-        .map_err(|e| EngineError::Settings(format!("{}: {e}", path.display())))
+/// What an engine elsewhere is spoken to with. It trusts the authority that is named and no other, not
+/// those of this machine: whoever any of them has certified would be told the secrets of stacks.
+fn tls(ca: &Path, cert: &Path, key: &Path) -> Result<ClientConfig, EngineError> {
+    let wrong = |path: &Path, why: &dyn std::fmt::Display| {
+        EngineError::Settings(format!("{}: {why}", path.display()))
+    };
+    let certificates = |path: &Path| -> Result<Vec<_>, EngineError> {
+        CertificateDer::pem_file_iter(path)
+            .and_then(Iterator::collect)
+            .map_err(|error| wrong(path, &error))
+    };
+    let mut roots = RootCertStore::empty();
+    let (added, _) = roots.add_parsable_certificates(certificates(ca)?);
+    if added == 0 {
+        return Err(wrong(ca, &"there is no certificate in it"));
+    }
+    let shown = certificates(cert)?;
+    let own = PrivateKeyDer::from_pem_file(key).map_err(|error| wrong(key, &error))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map(|builder| builder.with_root_certificates(roots))
+        .and_then(|builder| builder.with_client_auth_cert(shown, own))
+        .map_err(|error| wrong(cert, &error))
 }
 
 /// The engine reads credentials in the alphabet for addresses, and takes those that it cannot read

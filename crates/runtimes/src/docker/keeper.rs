@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -38,7 +39,7 @@ impl Keeper {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
         rustix::io::ioctl_fionbio(&theirs, false)?;
-        let errors = std::fs::OpenOptions::new().append(true).create(true).open(log)?;
+        let errors = std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(log)?;
         // Not waited for: the executor collects it whenever it ends.
         tokio::process::Command::new(format!("/proc/self/fd/{}", program.as_fd().as_raw_fd()))
             .arg0("stackd")

@@ -387,12 +387,6 @@ impl Mold {
         let probes =
             [&container.readiness_probe, &container.liveness_probe, &container.startup_probe];
         for probe in probes.into_iter().flatten() {
-            if matches!(probe.action, ProbeAction::HttpGet { https: Some(true), .. }) {
-                return refused(format!(
-                    "container {name:?}: an httpGet probe with scheme HTTPS is not supported by \
-                     this runtime; use a tcpSocket probe on the same port"
-                ));
-            }
             let published = |number: u16| {
                 let tcp = request.ports.iter().filter(|p| p.protocol == Protocol::Tcp);
                 tcp.map(|p| p.container_port).any(|port| port == number)

@@ -105,16 +105,20 @@ pub(super) struct State {
     claims: HashMap<u16, StackId>,
     foreign: HashMap<u16, Instant>,
     waiters: HashMap<StackId, Arc<Notify>>,
+    /// Since when nodes do not answer.
+    pub(super) silent: HashMap<Box<str>, Instant>,
     rounds: [u32; 4],
-    listed: [bool; 4],
+    /// The listing of all kinds that is asked for, and for each kind the last one that was whole.
+    wanted: u64,
+    listed: [Option<u64>; 4],
     observers: Vec<mpsc::UnboundedSender<Observation>>,
     expectant: Vec<mpsc::UnboundedSender<Observation>>,
 }
 
 impl State {
-    /// Whether every kind was listed once.
+    /// Whether every kind was listed since that was asked for last.
     pub(super) fn is_synced(&self) -> bool {
-        self.listed.iter().all(|listed| *listed)
+        self.listed.iter().all(|listed| *listed == Some(self.wanted))
     }
 
     /// What was seen now.
@@ -150,33 +154,37 @@ impl State {
         old.map(|(name, _)| name.clone()).collect()
     }
 
-    /// The listing of a kind is whole. True when it was the last that was missing.
-    pub(super) fn listed(&mut self, kind: Kind) -> bool {
+    /// A kind was listed whole, as it was asked for with this number. True when it was the last kind
+    /// that was missing.
+    pub(super) fn listed(&mut self, kind: Kind, listing: u64) -> bool {
         let before = self.is_synced();
-        self.listed[kind as usize] = true;
+        self.listed[kind as usize] = Some(listing);
         !before && self.is_synced()
     }
 
-    /// Sends the inventory, now or when it is whole, and then every change. True where nobody has
-    /// observed before, so that everything is to be [assessed](Self::assess) anew.
-    pub(super) fn observe(&mut self, observer: mpsc::UnboundedSender<Observation>) -> bool {
+    /// Sends the inventory, now or when it is whole, and then every change. Where nobody observes yet,
+    /// all is to be listed anew first, with the number that this gives: whoever only follows may lag
+    /// behind what another server did, and what is decided now cannot be taken back.
+    pub(super) fn observe(&mut self, observer: mpsc::UnboundedSender<Observation>) -> Option<u64> {
+        self.expectant.retain(|expectant| !expectant.is_closed());
+        let is_first = !self.acts() && self.expectant.is_empty();
+        if is_first {
+            self.wanted += 1;
+        }
         if self.is_synced() {
-            self.begin_observation(vec![observer])
+            self.send_inventory(observer);
         } else {
             self.expectant.push(observer);
-            false
         }
+        is_first.then_some(self.wanted)
     }
 
-    /// The inventory is whole: all who wait for it get it. True as from [`Self::observe`].
+    /// The inventory is whole: all who wait for it get it. True where nobody has observed before, so
+    /// that everything is to be [assessed](Self::assess) anew.
     pub(super) fn release_observers(&mut self) -> bool {
         let expectant = std::mem::take(&mut self.expectant);
-        self.begin_observation(expectant)
-    }
-
-    fn begin_observation(&mut self, observers: Vec<mpsc::UnboundedSender<Observation>>) -> bool {
         let acted = self.acts();
-        observers.into_iter().for_each(|observer| self.send_inventory(observer));
+        expectant.into_iter().for_each(|observer| self.send_inventory(observer));
         let begins = !acted && self.acts();
         if begins {
             // What was begun for an earlier observer, another server may have undone meanwhile.
@@ -306,7 +314,11 @@ impl State {
             }
             return Vec::new();
         }
-        if entry.policy.is_some() && entry.service.is_some() && entry.pod.is_some() {
+        // A service that is not there although the pod has come to a node was taken away while nobody
+        // looked, or was about to be made.
+        let placed = entry.pod.as_ref().is_some_and(|pod| pod.view.node.is_some());
+        let known = !entry.making && !entry.ports.is_empty() && placed;
+        if entry.policy.is_some() && entry.pod.is_some() && (entry.service.is_some() || known) {
             entry.complete = true;
         }
         if entry.removing {
@@ -328,6 +340,11 @@ impl State {
 
     /// Nothing is left of a stack.
     fn forget(&mut self, id: StackId) {
+        if !self.acts() {
+            // Another server has given its ports back; whoever acts here does that by itself.
+            self.claims.retain(|_, holder| *holder != id);
+            self.locks.remove(&id);
+        }
         if let Some(entry) = self.entries.remove(&id)
             && !entry.removing
             && entry.told.is_some()
@@ -335,6 +352,40 @@ impl State {
             self.tell(&Observation::Gone(id));
         }
         self.wake(id);
+    }
+
+    /// Whether a node answers now. Gives since when it does not, the first time that this is told.
+    pub(super) fn node_answers(&mut self, name: &str, answers: bool) -> Option<Instant> {
+        if answers {
+            self.silent.remove(name);
+            self.lost_nodes.remove(name);
+            return None;
+        }
+        if self.silent.contains_key(name) {
+            return None;
+        }
+        let now = Instant::now();
+        self.silent.insert(name.into(), now);
+        Some(now)
+    }
+
+    /// Whether a node has not answered since then.
+    pub(super) fn is_silent_since(&self, name: &str, since: Instant) -> bool {
+        self.silent.get(name) == Some(&since)
+    }
+
+    /// A node is lost, and its stacks with it: those.
+    pub(super) fn lose_node(&mut self, name: &str) -> Vec<StackId> {
+        let stacks = self.on_node(name);
+        // What is not named by a pod any more is of no account.
+        let named: HashSet<_> = self
+            .entries
+            .values()
+            .filter_map(|entry| entry.pod.as_ref()?.view.node.clone())
+            .collect();
+        self.lost_nodes.retain(|lost| named.contains(lost));
+        self.lost_nodes.insert(name.into());
+        stacks
     }
 
     /// The stacks on a node.
@@ -453,7 +504,7 @@ impl Entry {
         let node = self.pod.as_ref().and_then(|pod| pod.view.node.as_deref());
         // Who is told of a place takes the stack for accepted, which it is not before its node ports
         // are its own.
-        let placed = self.service.is_some() || self.complete || self.over.is_some();
+        let placed = self.service.is_some() || self.over.is_some();
         let placement = node.filter(|_| placed).map(|node| Placement {
             node: node.to_owned(),
             public_ip: nodes.get(node).and_then(|n| n.view.public_ip.as_deref()).map(str::to_owned),
@@ -478,5 +529,30 @@ impl Entry {
             .is_some_and(|over| over.outcome == stackd_core::runtime::Outcome::NodeLost);
         let pod_over = self.pod.as_ref().is_none_or(|pod| pod.view.phase.is_over()) || node_lost;
         pod_over && self.service.is_none()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Watches of several kinds are not in step: the policy may be told to be gone first.
+    #[test]
+    fn what_another_server_gave_back_is_free() {
+        let mut state = State::default();
+        for kind in [Kind::Policy, Kind::Service, Kind::Pod, Kind::Node] {
+            state.listed(kind, 0);
+        }
+        let (id, other) = (StackId::from_bits(1), StackId::from_bits(2));
+        let ports =
+            [PortMapping { container_port: 80, protocol: Protocol::Tcp, node_port: 31_001 }];
+        let view =
+            ServiceView { uid: "u".into(), generation: 1, deleting: false, ports: Box::new(ports) };
+        state.service_seen(id, view);
+        state.assess(id);
+        assert_eq!(state.claim(other, &ports), Err(PortsTaken(vec![(Protocol::Tcp, 31_001)])));
+        state.service_gone(id);
+        state.assess(id);
+        assert_eq!(state.claim(other, &ports), Ok(()));
     }
 }

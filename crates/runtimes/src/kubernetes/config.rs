@@ -44,6 +44,10 @@ pub struct KubernetesConfig {
     /// How long one call of the API server may take.
     #[serde(with = "stackd_core::duration")]
     pub api_timeout: Duration,
+    /// How long one request for a watch lasts. One that says nothing for some seconds longer is given up:
+    /// its connection is dead.
+    #[serde(with = "stackd_core::duration")]
+    pub watch_timeout: Duration,
     /// How many stacks may be on their way to the API server at once.
     pub concurrent_starts: usize,
     /// The disk of a container that names none: the engine's default.
@@ -95,6 +99,7 @@ impl Default for KubernetesConfig {
             probe_image: None,
             node_lost_after: Duration::from_secs(30),
             api_timeout: Duration::from_secs(10),
+            watch_timeout: Duration::from_secs(30),
             concurrent_starts: 64,
             default_disk_bytes: 256 << 20,
             delete_grace: Duration::from_secs(5),

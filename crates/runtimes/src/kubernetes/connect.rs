@@ -3,9 +3,9 @@
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
 
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Container, Node, Pod, PodSpec};
 use k8s_openapi::api::node::v1::RuntimeClass;
-use kube::api::ListParams;
+use kube::api::{ListParams, ObjectMeta, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 use parking_lot::Mutex;
@@ -17,6 +17,7 @@ use super::cache::State;
 use super::config::{KubernetesConfig, UserNamespaces};
 use super::error::chain;
 use super::inner::Inner;
+use super::make::NOT_KEPT;
 use super::node::makes_user_namespaces;
 use super::status::NodeView;
 
@@ -34,6 +35,9 @@ pub enum ConnectError {
         /// What went wrong.
         why: String,
     },
+    /// Every stack is to have a user namespace, and none can.
+    #[error("user namespaces are asked for always, and {NOT_KEPT}")]
+    NoUserNamespaces,
     /// A runtime class is mapped to what is not there.
     #[error("runtime class {class:?} is mapped to the RuntimeClass {object:?}, which is not there")]
     NoRuntimeClass {
@@ -46,23 +50,62 @@ pub enum ConnectError {
 
 /// The connection that the settings describe, not yet tried.
 pub(super) async fn client(config: &KubernetesConfig) -> Result<(Client, String), ConnectError> {
+    let connection = connection(config).await?;
+    let url = connection.cluster_url.to_string();
+    Ok((made(connection)?, url))
+}
+
+fn made(connection: Config) -> Result<Client, ConnectError> {
+    Client::try_from(connection).map_err(|error| ConnectError::Settings(chain(&error)))
+}
+
+/// A client for watches, which are tried again by who follows them.
+fn watching(config: &KubernetesConfig, mut connection: Config) -> Result<Client, ConnectError> {
+    connection.read_timeout = Some(config.watch_timeout.saturating_add(config.api_timeout));
+    connection.reset_reader_on_write = true;
+    connection.default_retry = false;
+    made(connection)
+}
+
+async fn connection(config: &KubernetesConfig) -> Result<Config, ConnectError> {
     let settings = |error: &dyn std::error::Error| ConnectError::Settings(chain(error));
     let options = KubeConfigOptions { context: config.context.clone(), ..Default::default() };
-    let connection = match &config.kubeconfig {
+    let read = match &config.kubeconfig {
         Some(path) => {
             let file = Kubeconfig::read_from(path).map_err(|error| settings(&error))?;
-            Config::from_custom_kubeconfig(file, &options)
-                .await
-                .map_err(|error| settings(&error))?
+            Config::from_custom_kubeconfig(file, &options).await
         }
         None => match Config::incluster() {
-            Ok(inside) if config.context.is_none() => inside,
-            _ => Config::from_kubeconfig(&options).await.map_err(|error| settings(&error))?,
+            Ok(inside) if config.context.is_none() => return Ok(inside),
+            _ => Config::from_kubeconfig(&options).await,
         },
     };
-    let url = connection.cluster_url.to_string();
-    let client = Client::try_from(connection).map_err(|error| settings(&error))?;
-    Ok((client, url))
+    read.map_err(|error| settings(&error))
+}
+
+/// Whether the API server keeps what asks for a user namespace, by a trial that makes nothing. Where
+/// it takes no such trial, every pod is looked at when it is made.
+pub(super) async fn keeps_user_namespaces(
+    config: &KubernetesConfig,
+    client: &Client,
+) -> kube::Result<bool> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &config.namespace);
+    let container = Container { name: "trial".to_owned(), ..Container::default() };
+    let trial = Pod {
+        metadata: ObjectMeta { name: Some("stackd-trial".to_owned()), ..ObjectMeta::default() },
+        spec: Some(PodSpec {
+            containers: vec![Container { image: Some("trial".to_owned()), ..container }],
+            host_users: Some(false),
+            ..PodSpec::default()
+        }),
+        status: None,
+    };
+    let params = PostParams { dry_run: true, ..PostParams::default() };
+    match pods.create(&params, &trial).await {
+        Ok(pod) => Ok(pod.spec.is_some_and(|spec| spec.host_users == Some(false))),
+        Err(kube::Error::Api(_)) => Ok(true),
+        Err(failure) => Err(failure),
+    }
 }
 
 /// The classes whose stacks get a user namespace: decided once, so that a node that joins later and
@@ -74,10 +117,8 @@ async fn user_namespaces(
     handlers: &HashMap<&str, String>,
 ) -> kube::Result<HashSet<String>> {
     let classes = config.classes().into_iter();
-    match config.user_namespaces {
-        UserNamespaces::Always => return Ok(classes.collect()),
-        UserNamespaces::Never => return Ok(HashSet::new()),
-        UserNamespaces::Auto => {}
+    if config.user_namespaces == UserNamespaces::Always {
+        return Ok(classes.collect());
     }
     let nodes: Api<Node> = Api::all(client.clone());
     let mut nodes = nodes.list(&ListParams::default()).await?.items;
@@ -109,7 +150,9 @@ async fn in_time<T>(
 
 /// Connects, and looks for what the settings name.
 pub(super) async fn open(config: KubernetesConfig) -> Result<Inner, ConnectError> {
-    let (client, url) = client(&config).await?;
+    let connection = connection(&config).await?;
+    let url = connection.cluster_url.to_string();
+    let (client, watching) = (made(connection.clone())?, watching(&config, connection)?);
     let unreachable = |why: String| ConnectError::Unreachable { url: url.clone(), why };
     let version = in_time(&config, client.apiserver_version()).await.map_err(unreachable)?;
     tracing::info!(url, version = version.git_version, "the cluster answers");
@@ -126,9 +169,23 @@ pub(super) async fn open(config: KubernetesConfig) -> Result<Inner, ConnectError
         };
         handlers.insert(class.as_str(), found.handler);
     }
-    let user_namespaces = in_time(&config, user_namespaces(&config, &client, &handlers))
-        .await
-        .map_err(|why| unreachable(format!("its nodes cannot be listed: {why}")))?;
+    let kept = match config.user_namespaces {
+        UserNamespaces::Never => false,
+        _ => {
+            in_time(&config, keeps_user_namespaces(&config, &client)).await.map_err(unreachable)?
+        }
+    };
+    let user_namespaces = match config.user_namespaces {
+        UserNamespaces::Always if !kept => return Err(ConnectError::NoUserNamespaces),
+        UserNamespaces::Auto if !kept => {
+            tracing::warn!("root in a stack is root on its node: {NOT_KEPT}");
+            HashSet::new()
+        }
+        UserNamespaces::Never => HashSet::new(),
+        _ => in_time(&config, user_namespaces(&config, &client, &handlers))
+            .await
+            .map_err(|why| unreachable(format!("its nodes cannot be listed: {why}")))?,
+    };
     let capabilities = Capabilities {
         name: "kubernetes".to_owned(),
         runtime_classes: config.classes(),
@@ -136,6 +193,7 @@ pub(super) async fn open(config: KubernetesConfig) -> Result<Inner, ConnectError
         machine: None,
         // The API server counts numbers, whatever the protocol.
         protocols_apart: false,
+        https_probes: true,
         enforcement: Enforcement {
             user_namespace: config.classes().iter().all(|class| user_namespaces.contains(class)),
             seccomp: "RuntimeDefault".to_owned(),
@@ -150,10 +208,12 @@ pub(super) async fn open(config: KubernetesConfig) -> Result<Inner, ConnectError
         pods: Api::namespaced(client.clone(), &namespace),
         nodes: Api::all(client.clone()),
         client,
+        watching,
         capabilities,
         user_namespaces,
         config,
         state: Mutex::new(State::default()),
+        listing: Default::default(),
         told: Default::default(),
         stop: CancellationToken::new(),
     })

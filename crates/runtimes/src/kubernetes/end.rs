@@ -14,6 +14,10 @@ use super::status::Over;
 /// How much later than the others a watch may tell that an object is gone.
 const WATCHES_LAG: Duration = Duration::from_secs(5);
 
+/// How many calls the collector of garbage may take the time of, until it has begun with what the
+/// policy owned.
+const COLLECTOR_PATIENCE: u32 = 3;
+
 /// How long a removal is waited for before the engine is told to ask again.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -75,6 +79,19 @@ impl Inner {
             self.call(&format!("ending {id}"), call).await?;
         }
         let gone = async {
+            let begun = self.until(id, |inner| inner.is_begun(id) || inner.is_stranded(id));
+            if tokio::time::timeout(
+                self.config.api_timeout.saturating_mul(COLLECTOR_PATIENCE),
+                begun,
+            )
+            .await
+            .is_err()
+            {
+                tracing::warn!(stack = %id, "the cluster does not take what a policy owned; taking it");
+                let what = format!("removing {id} by its parts");
+                self.call(&what, self.delete_service(id)).await?;
+                self.call(&what, self.delete_pod(id)).await?;
+            }
             self.until(id, |inner| inner.is_gone(id) || inner.is_stranded(id)).await;
             if !self.is_on_lost_node(id) {
                 let gone = self.until(id, |inner| inner.is_gone(id) || inner.is_on_lost_node(id));
@@ -112,6 +129,15 @@ impl Inner {
         !self.state.lock().entries.contains_key(&id)
     }
 
+    /// Whether the cluster is taking away what is left.
+    fn is_begun(&self, id: StackId) -> bool {
+        let state = self.state.lock();
+        state.entries.get(&id).is_none_or(|entry| {
+            entry.service.as_ref().is_none_or(|service| service.view.deleting)
+                && entry.pod.as_ref().is_none_or(|pod| pod.view.deleting)
+        })
+    }
+
     /// Whether nobody but us may take what is left: its node does not answer, or its policy, which
     /// owned it, went without it. The latter may also be a watch that tells late.
     fn is_stranded(&self, id: StackId) -> bool {
@@ -134,6 +160,13 @@ impl Inner {
         let Some(uid) = uid else { return Ok(()) };
         let now = DeleteParams::default().grace_period(0);
         self.call(&what, delete(&self.pods, &id.to_string(), uid, now)).await
+    }
+
+    /// Asks for the end of the pod, with the grace that it has.
+    async fn delete_pod(&self, id: StackId) -> kube::Result<()> {
+        let uid = self.of_entry(id, |entry| entry.pod.as_ref().map(|it| it.view.uid.clone()));
+        let Some(uid) = uid else { return Ok(()) };
+        delete(&self.pods, &id.to_string(), uid, DeleteParams::default()).await
     }
 
     /// Waits until something holds of a stack, looking at every change of it.

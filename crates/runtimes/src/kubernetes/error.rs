@@ -61,7 +61,10 @@ fn of_status(what: &str, status: &Status) -> RuntimeError {
         // The node ports are ours to choose, so that a wrong range is the operator's to mend.
         422 if message.contains("nodePort") => failed(operator),
         400 | 422 => rejected(plain(message), operator),
-        401 | 403 | 405 | 406 | 415 => failed(operator),
+        // A token that is being replaced, or an API server that does not know all roles yet.
+        401 => retry(operator),
+        403 if message.contains(" cannot ") && message.contains(" resource ") => retry(operator),
+        403 | 405 | 406 | 415 => failed(operator),
         _ => retry(operator),
     }
 }
@@ -127,10 +130,14 @@ mod tests {
     }
 
     #[test]
-    fn what_may_pass_is_tried_again_and_a_missing_right_is_not() {
-        for code in [404, 409, 410, 429, 500, 503, 504] {
+    fn what_may_pass_is_tried_again_and_a_refusal_is_not() {
+        for code in [401, 404, 409, 410, 429, 500, 503, 504] {
             assert_eq!(kind_and_text(code, "x").0, ErrorKind::Retry, "{code}");
         }
-        assert_eq!(kind_and_text(403, "cannot create resource").0, ErrorKind::Failed);
+        let right = "pods is forbidden: User \"system:serviceaccount:a:b\" cannot create resource \
+                     \"pods\" in API group \"\" in the namespace \"stacks\"";
+        assert_eq!(kind_and_text(403, right).0, ErrorKind::Retry);
+        let policy = "pods \"stack-1\" is forbidden: violates PodSecurity \"restricted:latest\"";
+        assert_eq!(kind_and_text(403, policy).0, ErrorKind::Failed);
     }
 }

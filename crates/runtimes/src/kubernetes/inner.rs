@@ -18,7 +18,7 @@ use serde_json::json;
 use stackd_core::runtime::{Capabilities, Observation};
 use stackd_core::stack::reason;
 use stackd_core::{RuntimeError, StackId};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -31,6 +31,12 @@ use super::{dial, error, objects, watches};
 pub(super) const RETRY: (Duration, Duration) =
     (Duration::from_millis(200), Duration::from_secs(10));
 
+/// How many times longer a node may not answer where the cluster does not give it up.
+const SILENT_FOR_LONGER: u32 = 10;
+
+/// How much longer than asked for the cluster may take to take a pod away from a node that is lost.
+const COLLECTOR_LAG: Duration = Duration::from_secs(15);
+
 /// How long the API server may hold on to the node ports of a service that is gone.
 const PORTS_LINGER: Duration = Duration::from_secs(20);
 
@@ -41,11 +47,15 @@ pub(super) struct Inner {
     /// The runtime classes whose stacks get a user namespace.
     pub(super) user_namespaces: HashSet<String>,
     pub(super) client: Client,
+    /// What watches go by: it gives up what says nothing for too long.
+    pub(super) watching: Client,
     pub(super) policies: Api<NetworkPolicy>,
     pub(super) services: Api<Service>,
     pub(super) pods: Api<Pod>,
     pub(super) nodes: Api<Node>,
     pub(super) state: Mutex<State>,
+    /// The number of the listing of all kinds that is asked for.
+    pub(super) listing: watch::Sender<u64>,
     /// The latest resource version that the watch of each [`Kind`] has told.
     pub(super) told: [Mutex<u64>; 4],
     /// Ends everything when the last handle is dropped.
@@ -99,9 +109,9 @@ impl Inner {
 
     /// Begins to tell an observer, and to act for it.
     pub(super) fn observe(self: &Arc<Self>, observer: mpsc::UnboundedSender<Observation>) {
-        let begins = self.state.lock().observe(observer);
-        if begins {
-            self.assess_all();
+        let listing = self.state.lock().observe(observer);
+        if let Some(listing) = listing {
+            self.listing.send_replace(listing);
         }
     }
 
@@ -112,7 +122,7 @@ impl Inner {
         }
     }
 
-    /// Every kind was listed for the first time.
+    /// Every kind was listed.
     pub(super) fn synced(self: &Arc<Self>) {
         self.assess_all();
         let begins = self.state.lock().release_observers();
@@ -137,13 +147,49 @@ impl Inner {
 
     /// A node is there, as it is now.
     pub(super) fn node_seen(self: &Arc<Self>, name: Box<str>, view: NodeView) {
-        let stacks = {
+        let (stacks, silent) = {
             let mut state = self.state.lock();
-            let was_lost = state.lost_nodes.remove(&name);
-            let same = state.nodes.get(&name).is_some_and(|node| node.view == view) && !was_lost;
+            let silent = state.node_answers(&name, view.ready);
+            let same = state.nodes.get(&name).is_some_and(|node| node.view == view);
             let seen = state.seen(Kind::Node, view);
             state.nodes.insert(name.clone(), seen);
-            if same { Vec::new() } else { state.on_node(&name) }
+            (if same { Vec::new() } else { state.on_node(&name) }, silent)
+        };
+        for id in stacks {
+            self.change(id, |_| {});
+        }
+        if let Some(since) = silent {
+            let inner = Arc::clone(self);
+            self.spawn(async move { inner.silent_node(name, since).await });
+        }
+    }
+
+    /// A node does not answer. The cluster takes the pods of such a one away after their time, and that
+    /// tells; but not where most of its nodes do not answer, since then it may be itself that is cut off,
+    /// and stacks may go on. That is believed for longer, and not for ever.
+    async fn silent_node(self: &Arc<Self>, name: Box<str>, since: std::time::Instant) {
+        let patience = self.config.node_lost_after.saturating_mul(SILENT_FOR_LONGER);
+        tokio::time::sleep(patience.saturating_add(COLLECTOR_LAG)).await;
+        loop {
+            if !self.state.lock().is_silent_since(&name, since) {
+                return;
+            }
+            // A watch may lag, and this cannot be taken back.
+            let what = format!("looking for node {name}");
+            let found = self.insist(&what, || self.nodes.get_opt(&name)).await;
+            let Some(node) = found else { return };
+            if !NodeView::of(&self.config, &node).ready {
+                break;
+            }
+            tokio::time::sleep(RETRY.1).await;
+        }
+        tracing::warn!(node = &*name, "a node does not answer, and its stacks are given up");
+        let stacks = {
+            let mut state = self.state.lock();
+            if !state.is_silent_since(&name, since) {
+                return;
+            }
+            state.lose_node(&name)
         };
         for id in stacks {
             self.change(id, |_| {});
@@ -153,7 +199,12 @@ impl Inner {
     /// A node is not listed any more. Its stacks are given up only after it was asked for by name:
     /// that cannot be taken back.
     pub(super) fn node_gone(self: &Arc<Self>, name: Box<str>) {
-        self.state.lock().nodes.remove(&name);
+        {
+            let mut state = self.state.lock();
+            state.nodes.remove(&name);
+            // One of the same name is another.
+            state.silent.remove(&name);
+        }
         let inner = Arc::clone(self);
         self.spawn(async move {
             let what = format!("looking for node {name}");
@@ -167,8 +218,7 @@ impl Inner {
                 if state.nodes.contains_key(&name) {
                     return;
                 }
-                state.lost_nodes.insert(name.clone());
-                state.on_node(&name)
+                state.lose_node(&name)
             };
             for id in stacks {
                 inner.change(id, |_| {});

@@ -17,6 +17,7 @@ use stackd_core::spec::Requested;
 
 use super::access::{PERMISSIONS, Permission};
 use super::config::{KubernetesConfig, UserNamespaces};
+use super::make::NOT_KEPT;
 use super::status::NodeView;
 use super::{connect, error};
 
@@ -87,6 +88,7 @@ async fn inside(config: &KubernetesConfig, client: &Client, size: &Requested) ->
     match (nodes.list(&all).await, pods.list(&all).await) {
         (Ok(nodes), Ok(pods)) => {
             findings.extend(of_nodes(config, &nodes.items));
+            findings.push(user_namespaces(config, client, &nodes.items).await);
             findings.push(capacity(&nodes.items, &pods.items, size));
         }
         (Err(failure), _) | (_, Err(failure)) => {
@@ -210,27 +212,41 @@ fn of_nodes(config: &KubernetesConfig, nodes: &[Node]) -> Vec<Finding> {
              --internal-address-is-public where that one can be reached",
         )
     });
-    let without = names(&|view| view.ready && !view.user_namespaces);
-    let name = "user namespaces";
-    findings.push(match (config.user_namespaces, without.is_empty()) {
-        (UserNamespaces::Never, _) => poor(
-            name,
-            "turned off: root in a stack is root on its node, but for what else holds it",
-            "set --user-namespaces to auto",
-        ),
-        (_, true) => good(name, "every ready node makes them"),
-        (UserNamespaces::Always, false) => bad(
-            name,
-            format!("{} cannot make them", without.join(", ")),
-            "they need containerd 2 and runc 1.2, or CRI-O, and a kernel from 6.3 on",
-        ),
-        (UserNamespaces::Auto, false) => poor(
-            name,
-            format!("{} cannot make them, so that no stack gets one", without.join(", ")),
-            "they need containerd 2 and runc 1.2, or CRI-O, and a kernel from 6.3 on",
-        ),
-    });
     findings
+}
+
+async fn user_namespaces(config: &KubernetesConfig, client: &Client, nodes: &[Node]) -> Finding {
+    let name = "user namespaces";
+    let rate: fn(&'static str, String, String) -> Finding = match config.user_namespaces {
+        UserNamespaces::Never => {
+            return poor(
+                name,
+                "turned off: root in a stack is root on its node, but for what else holds it",
+                "set --user-namespaces to auto",
+            );
+        }
+        UserNamespaces::Always => bad,
+        UserNamespaces::Auto => poor,
+    };
+    match connect::keeps_user_namespaces(config, client).await {
+        Ok(true) => {}
+        Ok(false) => {
+            let fix = "turn the gate on, or use a cluster from version 1.33 on, where it is";
+            return rate(name, NOT_KEPT.to_owned(), fix.to_owned());
+        }
+        Err(failure) => {
+            return bad(name, error::chain(&failure), "the API server must answer");
+        }
+    }
+    let views = nodes.iter().map(|node| (node.name_any(), NodeView::of(config, node)));
+    let without = views.filter(|(_, view)| view.ready && !view.user_namespaces);
+    let without: Vec<_> = without.map(|(name, _)| name).collect();
+    if without.is_empty() {
+        return good(name, "every ready node makes them");
+    }
+    let detail = format!("{} cannot make them, so that stacks get none", without.join(", "));
+    let fix = "they need containerd 2 and runc 1.2, or CRI-O, and a kernel from 6.3 on";
+    rate(name, detail, fix.to_owned())
 }
 
 async fn classes(config: &KubernetesConfig, client: &Client) -> Vec<Finding> {

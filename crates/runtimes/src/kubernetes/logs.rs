@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::{AsyncBufRead, AsyncBufReadExt as _};
+use futures_util::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _};
 use kube::api::LogParams;
 use stackd_core::runtime::{BoxStream, ErrorKind, LogLine, LogOptions, LogStream};
 use stackd_core::stack::reason;
@@ -16,6 +16,9 @@ use super::status::State as ContainerState;
 
 /// How many lines wait for a reader.
 const AHEAD: usize = 256;
+/// The most bytes of a line that are kept: a longer one, which the kubelet puts together without end,
+/// is told in parts.
+const MOST_LINE_BYTES: u64 = 1 << 20;
 
 type Lines = BoxStream<'static, Result<LogLine, RuntimeError>>;
 type Sender = mpsc::Sender<Result<LogLine, RuntimeError>>;
@@ -141,11 +144,14 @@ async fn forward(
     last: &mut Option<Timestamp>,
 ) -> bool {
     let since = *last;
-    let mut line = Vec::new();
+    let mut part = Vec::new();
+    // Of the line that goes on, where its last part was not the end of it.
+    let mut goes_on = None;
     loop {
-        line.clear();
+        part.clear();
+        let mut next = (&mut log).take(MOST_LINE_BYTES);
         let read = tokio::select! {
-            read = log.read_until(b'\n', &mut line) => read,
+            read = next.read_until(b'\n', &mut part) => read,
             () = sender.closed() => return false,
         };
         match read {
@@ -156,7 +162,12 @@ async fn forward(
                 return true;
             }
         }
-        let Some(line) = parse(&line) else { continue };
+        let line = match goes_on.take() {
+            None => parse(&part),
+            Some(at) => Some(line(at, text_of(&part))),
+        };
+        let Some(line) = line else { continue };
+        goes_on = (!part.ends_with(b"\n")).then_some(line.at);
         if since.is_some_and(|since| line.at <= since) {
             continue;
         }
@@ -168,13 +179,20 @@ async fn forward(
 }
 
 /// Takes a line apart: the time it was read at, a space, what was written.
-fn parse(line: &[u8]) -> Option<LogLine> {
-    let line = line.strip_suffix(b"\n").unwrap_or(line);
-    let space = line.iter().position(|byte| *byte == b' ')?;
-    let (at, text) = line.split_at(space);
+fn parse(part: &[u8]) -> Option<LogLine> {
+    let whole = text_of(part);
+    let space = whole.iter().position(|byte| *byte == b' ')?;
+    let (at, text) = whole.split_at(space);
     let at: Timestamp = std::str::from_utf8(at).ok()?.parse().ok()?;
-    let text = Bytes::copy_from_slice(text.get(1..)?);
-    Some(LogLine { at, stream: LogStream::Stdout, text })
+    Some(line(at, text.get(1..)?))
+}
+
+fn text_of(part: &[u8]) -> &[u8] {
+    part.strip_suffix(b"\n").unwrap_or(part)
+}
+
+fn line(at: Timestamp, text: &[u8]) -> LogLine {
+    LogLine { at, stream: LogStream::Stdout, text: Bytes::copy_from_slice(text) }
 }
 
 /// A pod that is gone has no log, which is not the cluster's fault.
@@ -198,6 +216,30 @@ pub(super) fn unknown(id: StackId) -> RuntimeError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What is read of a log of these bytes.
+    async fn read(log: Vec<u8>) -> Vec<LogLine> {
+        let (sender, mut lines) = mpsc::channel(10);
+        let log = Box::pin(futures_util::io::Cursor::new(log));
+        assert!(forward(log, &sender, &mut None).await);
+        drop(sender);
+        let mut read = Vec::new();
+        while let Some(line) = lines.recv().await {
+            read.push(line.unwrap());
+        }
+        read
+    }
+
+    #[tokio::test]
+    async fn a_line_without_end_is_told_in_parts() {
+        const AT: &[u8] = b"2026-01-02T03:04:05Z ";
+        let long = vec![b'x'; 5 << 19];
+        let log = [AT, &long, b"\n", AT, b"next\n"].concat();
+        let lines = read(log).await;
+        let sizes: Vec<_> = lines.iter().map(|line| line.text.len()).collect();
+        assert_eq!(sizes, [(1 << 20) - AT.len(), 1 << 20, (1 << 19) + AT.len(), 4]);
+        assert!(lines.iter().all(|line| line.at == lines[0].at));
+    }
 
     #[test]
     fn a_line_is_its_time_and_its_text() {

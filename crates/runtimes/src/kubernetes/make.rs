@@ -16,6 +16,10 @@ use super::inner::Inner;
 use super::watches::{self, Watched};
 use super::{error, names, objects};
 
+/// What an API server does whose gate for user namespaces is off, without a word.
+pub(super) const NOT_KEPT: &str =
+    "the API server drops what asks for a user namespace: its gate UserNamespacesSupport is off";
+
 /// How long the watch may take to tell of an object that is there.
 const ADOPT: Duration = Duration::from_secs(2);
 
@@ -112,13 +116,14 @@ impl Inner {
             if there.pod {
                 return Ok(());
             }
-            let pod = objects::pod(
-                &self.config,
-                request,
-                self.user_namespaces.contains(&request.runtime_class),
-                owner.clone(),
-            );
-            self.post(&self.pods, &pod, id, request.generation).await
+            let wanted = self.user_namespaces.contains(&request.runtime_class);
+            let pod = objects::pod(&self.config, request, wanted, owner.clone());
+            self.post(&self.pods, &pod, id, request.generation).await?;
+            let has = self.of_entry(id, |entry| Some(entry.pod.as_ref()?.view.user_namespace));
+            if wanted && has == Some(false) {
+                return Err(error::failed(format!("making the pod of {id}: {NOT_KEPT}")));
+            }
+            Ok(())
         };
         let (service, pod): (Result<(), RuntimeError>, Result<(), RuntimeError>) =
             tokio::join!(service, pod);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
-use stackd_core::StackId;
+use stackd_core::{PortMapping, StackId};
 
 use super::config::KubernetesConfig;
 
@@ -17,6 +17,9 @@ pub(super) const STACK: &str = "app.kubernetes.io/instance";
 pub(super) const GENERATION: &str = "stackd.dev/generation";
 /// The epoch of the engine that made it.
 pub(super) const EPOCH: &str = "stackd.dev/epoch";
+
+/// The node ports of a stack, so that its service can be made again by whoever never saw it.
+const PORTS: &str = "stackd.dev/ports";
 
 const US: &str = "stackd";
 
@@ -55,6 +58,19 @@ pub(super) fn metadata(
         owner_references: owner.map(|owner| vec![owner]),
         ..ObjectMeta::default()
     }
+}
+
+/// Writes down the ports of a stack.
+pub(super) fn note_ports(metadata: &mut ObjectMeta, ports: &[PortMapping]) {
+    // A list of numbers and words: it can be written.
+    let text = serde_json::to_string(ports).unwrap_or_default();
+    metadata.annotations.get_or_insert_default().insert(PORTS.to_owned(), text);
+}
+
+/// The ports that were written down; none where there are none.
+pub(super) fn ports(metadata: &ObjectMeta) -> Box<[PortMapping]> {
+    let text = metadata.annotations.as_ref().and_then(|annotations| annotations.get(PORTS));
+    text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
 }
 
 /// The stack that an object is of, if it is one of ours.

@@ -40,8 +40,10 @@ pub(super) fn policy(config: &KubernetesConfig, request: &EnsureRequest) -> Netw
         false => vec![NetworkPolicyIngressRule { from: None, ports: Some(ports) }],
     };
     let version = (request.generation, request.epoch);
+    let mut metadata = names::metadata(config, request.id.to_string(), request.id, version, None);
+    names::note_ports(&mut metadata, &request.ports);
     NetworkPolicy {
-        metadata: names::metadata(config, request.id.to_string(), request.id, version, None),
+        metadata,
         spec: Some(NetworkPolicySpec {
             pod_selector: Some(LabelSelector {
                 match_labels: Some(names::pod_selector(request.id)),

@@ -32,6 +32,8 @@ pub(super) struct PodView {
     pub(super) probed: bool,
     /// The seconds that its containers have to end.
     pub(super) grace: u64,
+    /// It has a user namespace of its own.
+    pub(super) user_namespace: bool,
 }
 
 /// What is kept of a container.
@@ -160,6 +162,7 @@ impl PodView {
             containers: containers.into(),
             probed: spec.iter().any(|s| s.containers.iter().any(|c| c.readiness_probe.is_some())),
             grace: u64::try_from(grace).unwrap_or(0),
+            user_namespace: spec.is_some_and(|spec| spec.host_users == Some(false)),
         }
     }
 

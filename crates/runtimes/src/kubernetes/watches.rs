@@ -32,21 +32,41 @@ pub(super) trait Watched:
     fn unnamed(inner: &Arc<Inner>);
 }
 
+/// The seconds that a request for a watch lasts at most: the library takes no more.
+const LONGEST: u32 = 290;
+
 /// Begins all watches.
 pub(super) fn begin(inner: &Arc<Inner>) {
-    let ours = || watcher::Config::default().labels(&names::selector(&inner.config));
-    inner.spawn(follow(Arc::clone(inner), inner.policies.clone(), ours()));
-    inner.spawn(follow(Arc::clone(inner), inner.services.clone(), ours()));
-    inner.spawn(follow(Arc::clone(inner), inner.pods.clone(), ours()));
-    inner.spawn(follow(Arc::clone(inner), inner.nodes.clone(), watcher::Config::default()));
+    // A request for each lasts so long, and one that says nothing for longer is given up: a connection
+    // may be dead without a word.
+    let lasts = u32::try_from(inner.config.watch_timeout.as_secs()).unwrap_or(u32::MAX);
+    let all = || watcher::Config::default().timeout(lasts.clamp(1, LONGEST));
+    let ours = || all().labels(&names::selector(&inner.config));
+    let (client, namespace) = (|| inner.watching.clone(), &inner.config.namespace);
+    inner.spawn(follow::<NetworkPolicy>(
+        Arc::clone(inner),
+        Api::namespaced(client(), namespace),
+        ours(),
+    ));
+    inner.spawn(follow::<Service>(Arc::clone(inner), Api::namespaced(client(), namespace), ours()));
+    inner.spawn(follow::<Pod>(Arc::clone(inner), Api::namespaced(client(), namespace), ours()));
+    inner.spawn(follow::<Node>(Arc::clone(inner), Api::all(client()), all()));
 }
 
 async fn follow<K: Watched>(inner: Arc<Inner>, api: Api<K>, config: watcher::Config) {
+    let mut wanted = inner.listing.subscribe();
     let mut away = false;
     let (mut pause, longest) = RETRY;
     loop {
+        let listing = *wanted.borrow_and_update();
         let mut events = std::pin::pin!(watch(api.clone(), config.clone()).default_backoff());
-        while let Some(event) = events.next().await {
+        let is_wanted = loop {
+            let event = tokio::select! {
+                biased;
+                _ = wanted.changed() => break true,
+                event = events.next() => event,
+            };
+            let Some(event) = event else { break false };
             match event {
                 Ok(event) => {
                     if std::mem::take(&mut away) {
@@ -55,7 +75,7 @@ async fn follow<K: Watched>(inner: Arc<Inner>, api: Api<K>, config: watcher::Con
                     if matches!(event, Event::Apply(_) | Event::Delete(_)) {
                         pause = RETRY.0;
                     }
-                    take(&inner, event);
+                    take(&inner, event, listing);
                 }
                 Err(error) => {
                     // Told once; the library tries again, later and later.
@@ -64,13 +84,17 @@ async fn follow<K: Watched>(inner: Arc<Inner>, api: Api<K>, config: watcher::Con
                         tracing::warn!(kind = ?K::KIND, error, "a watch has broken; trying again");
                     }
                     if is_too_old(&error) {
-                        break;
+                        break false;
                     }
                 }
             }
+        };
+        // Who decides waits for this listing.
+        if is_wanted || tokio::time::timeout(pause, wanted.changed()).await.is_ok() {
+            pause = RETRY.0;
+        } else {
+            pause = (pause * 2).min(longest);
         }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(longest);
     }
 }
 
@@ -95,7 +119,7 @@ fn version_of<K: Resource>(object: &K) -> u64 {
     object.meta().resource_version.as_deref().and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
-fn take<K: Watched>(inner: &Arc<Inner>, event: Event<K>) {
+fn take<K: Watched>(inner: &Arc<Inner>, event: Event<K>, listing: u64) {
     // Held until the event is in the cache, so that [`made`] comes before it or after it.
     let mut told = inner.told[K::KIND as usize].lock();
     if let Event::InitApply(object) | Event::Apply(object) | Event::Delete(object) = &event {
@@ -107,7 +131,7 @@ fn take<K: Watched>(inner: &Arc<Inner>, event: Event<K>) {
         Event::Delete(object) => K::gone(inner, &object),
         Event::InitDone => {
             K::unnamed(inner);
-            let complete = inner.state.lock().listed(K::KIND);
+            let complete = inner.state.lock().listed(K::KIND, listing);
             if complete {
                 inner.synced();
             }
@@ -121,6 +145,7 @@ impl Watched for NetworkPolicy {
     fn seen(inner: &Arc<Inner>, object: &Self) {
         let Some(id) = names::stack_of(&object.metadata) else { return };
         let number = |key| names::number(&object.metadata, key).unwrap_or(0);
+        let ports = names::ports(&object.metadata);
         let view = PolicyView {
             uid: object.uid().unwrap_or_default().into(),
             generation: number(names::GENERATION),
@@ -130,7 +155,11 @@ impl Watched for NetworkPolicy {
         inner.change(id, |state| {
             state.epoch = state.epoch.max(view.epoch);
             let seen = state.seen(Kind::Policy, view);
-            state.entries.entry(id).or_default().policy = Some(seen);
+            let entry = state.entries.entry(id).or_default();
+            if entry.ports.is_empty() {
+                entry.ports = ports;
+            }
+            entry.policy = Some(seen);
         });
     }
 

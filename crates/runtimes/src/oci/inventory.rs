@@ -139,6 +139,8 @@ impl Inner {
                 concurrent_starts: config.concurrent_starts.unwrap_or(cpus * 2),
                 machine: Some(machine::totals(&config.data_dir)),
                 protocols_apart: true,
+                // A shim has no TLS: it is small, and what it speaks with is hostile.
+                https_probes: false,
                 enforcement: Enforcement::default(),
             },
             placement: Placement {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use stackd_core::RuntimeError;
 use stackd_core::runtime::{EnsureRequest, ErrorKind};
-use stackd_core::spec::{Container, Probe, ProbeAction, VolumeMedium};
+use stackd_core::spec::VolumeMedium;
 use stackd_core::stack::reason;
 use stackd_shim::protocol::{ContainerPlan, Disk, VolumePlan};
 
@@ -40,7 +40,6 @@ pub(super) async fn plan(
     let mut leases = Vec::new();
     let mut digests: Vec<String> = Vec::new();
     for (number, container) in spec.all_containers().enumerate() {
-        check_probes(container)?;
         let image = match images.lease(&container.image) {
             Ok(image) => image,
             Err(_) => {
@@ -109,24 +108,6 @@ pub(super) async fn disk_of(
         }
         DiskKind::Memory => (Disk::Memory { bytes }, None),
     })
-}
-
-/// A shim has no TLS: it is small, and what it speaks with is hostile.
-fn check_probes(container: &Container) -> Result<(), RuntimeError> {
-    let probes = [&container.readiness_probe, &container.liveness_probe, &container.startup_probe];
-    let https = |probe: &&Option<Probe>| {
-        let action = probe.as_ref().map(|probe| &probe.action);
-        matches!(action, Some(ProbeAction::HttpGet { https: Some(true), .. }))
-    };
-    if probes.iter().any(https) {
-        let name = &container.name;
-        let text = format!(
-            "container {name:?}: an httpGet probe with scheme HTTPS is not supported by this \
-             runtime; use a tcpSocket probe on the same port"
-        );
-        return Err(RuntimeError::open(ErrorKind::Rejected, reason::START_ERROR, text));
-    }
-    Ok(())
 }
 
 /// A failure of this machine, told to the operator.

@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -128,6 +129,7 @@ impl Pool {
             let errors = std::fs::OpenOptions::new()
                 .append(true)
                 .create(true)
+                .mode(0o600)
                 .open(self.mold.data_dir.join("shim.log"))?;
             // Without a directory of its own: then it is spawned and not forked, which would copy
             // what maps this process's memory, however much that is.

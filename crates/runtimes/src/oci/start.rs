@@ -23,6 +23,9 @@ impl Inner {
         request: EnsureRequest,
     ) -> Result<(), RuntimeError> {
         let id = request.id;
+        if let Some(text) = self.capabilities.cannot(&request.spec) {
+            return Err(RuntimeError::open(ErrorKind::Rejected, reason::START_ERROR, text));
+        }
         if !self.capabilities.runtime_classes.contains(&request.runtime_class) {
             let text = format!("nothing here serves the runtime class {:?}", request.runtime_class);
             return Err(RuntimeError::open(ErrorKind::Rejected, reason::START_ERROR, text));

@@ -156,6 +156,7 @@ impl Shared {
             concurrent_starts: config.concurrent_starts,
             machine: config.machine,
             protocols_apart: true,
+            https_probes: true,
             enforcement: Enforcement::default(),
         };
         Self { config, capabilities, state: Mutex::default() }

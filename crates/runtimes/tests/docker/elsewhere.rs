@@ -1,5 +1,6 @@
 //! An engine on another machine, by TCP with TLS: networks of the engine's, ports that it publishes.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bollard::query_parameters::{
@@ -42,11 +43,30 @@ fn with_probe(port: u16) -> StackSpec {
     build::spec("sample:1").ready_when(page_of(port)).build()
 }
 
+/// The certificate of an authority that has nothing to do with the engine.
+fn another_authority(directory: &Path) -> PathBuf {
+    let at = |name: &str| directory.join(name);
+    let made = std::process::Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"])
+        .args(["-nodes", "-days", "2", "-subj", "/CN=another authority", "-keyout"])
+        .arg(at("another.key"))
+        .arg("-out")
+        .arg(at("another.pem"))
+        .output()
+        .expect("openssl");
+    assert!(made.status.success(), "{made:?}");
+    at("another.pem")
+}
+
 async fn stacks_run() {
     let engine = Engine::elsewhere();
     engine.load_sample(&["sample:1"]).await;
     let address = engine.address().expect("it is elsewhere").to_owned();
     let bed = Bed::elsewhere(&engine);
+    let mut strangers = bed.config.clone();
+    strangers.tls_ca = Some(another_authority(bed.path()));
+    let error = DockerRuntime::open(strangers).await.err().expect("it may be anybody");
+    assert!(error.to_string().contains("certificate"), "{error}");
     let runtime = bed.open().await;
     let place = runtime.placement().expect("one engine is one place");
     assert_eq!(place.public_ip.as_deref(), Some(address.as_str()));

@@ -15,7 +15,9 @@ use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use stackd_core::runtime::{ErrorKind, Outcome, Runtime};
 use stackd_core::stack::reason;
-use stackd_runtimes::kubernetes::{KubernetesConfig, KubernetesRuntime};
+use stackd_runtimes::kubernetes::{
+    ConnectError, KubernetesConfig, KubernetesRuntime, UserNamespaces,
+};
 use stackd_testkit::{build, within};
 use tokio::sync::watch;
 
@@ -34,10 +36,12 @@ enum Refuse {
     Answers,
     /// Nothing is removed.
     Removals,
+    /// What asks for a user namespace is dropped from pods without a word.
+    UserNamespaces,
 }
 
 /// The front. It ends with the executor that it was made on.
-struct Front {
+pub(crate) struct Front {
     address: std::net::SocketAddr,
     shared: Arc<Shared>,
 }
@@ -45,12 +49,14 @@ struct Front {
 struct Shared {
     client: Client,
     refuse: watch::Sender<Refuse>,
+    /// Raised when all watches that are open fall silent.
+    silences: watch::Sender<usize>,
     refused: AtomicUsize,
     asked: AtomicUsize,
 }
 
 impl Front {
-    async fn of(bed: &Bed) -> Self {
+    pub(crate) async fn of(bed: &Bed) -> Self {
         let file = Kubeconfig::read_from(bed.cluster.kubeconfig()).expect("a kubeconfig");
         let options = KubeConfigOptions::default();
         let config = kube::Config::from_custom_kubeconfig(file, &options).await;
@@ -58,6 +64,7 @@ impl Front {
         let shared = Arc::new(Shared {
             client,
             refuse: watch::Sender::new(Refuse::Nothing),
+            silences: watch::Sender::new(0),
             refused: AtomicUsize::new(0),
             asked: AtomicUsize::new(0),
         });
@@ -83,6 +90,12 @@ impl Front {
 
     fn refuse(&self, what: Refuse) {
         self.shared.refuse.send_replace(what);
+    }
+
+    /// The watches that are open say nothing more, and stay open: as when what is between has
+    /// forgotten the connection.
+    pub(crate) fn silence(&self) {
+        self.shared.silences.send_modify(|silences| *silences += 1);
     }
 
     fn refused(&self) -> usize {
@@ -147,7 +160,14 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
     let is_watch = is_watch(&request);
     let makes = request.method() == Method::POST;
     let (mut head, body) = request.into_parts();
-    let body = to_bytes(body, usize::MAX).await.expect("a body");
+    let mut body = to_bytes(body, usize::MAX).await.expect("a body");
+    let of_pods = head.uri.path().ends_with("/pods");
+    if makes && of_pods && *shared.refuse.borrow() == Refuse::UserNamespaces {
+        let mut pod: serde_json::Value = serde_json::from_slice(&body).expect("a pod");
+        pod["spec"].as_object_mut().expect("a spec").remove("hostUsers");
+        body = pod.to_string().into();
+        shared.refused.fetch_add(1, Ordering::Relaxed);
+    }
     for name in [header::HOST, header::CONTENT_LENGTH, header::CONNECTION] {
         head.headers.remove(name);
     }
@@ -173,13 +193,79 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
         }
     };
     let parts = body.into_data_stream().take_until(Box::pin(cut));
-    Response::from_parts(head, Body::from_stream(parts))
+    let (silences, begun) = (shared.silences.subscribe(), *shared.silences.borrow());
+    let heard =
+        futures_util::stream::unfold((parts, silences), move |(mut parts, mut silences)| {
+            Box::pin(async move {
+                let silence = async {
+                    let _ = silences.wait_for(|silences| *silences > begun).await.map(drop);
+                };
+                let part = tokio::select! {
+                    biased;
+                    () = silence => None,
+                    part = parts.next() => Some(part),
+                };
+                let Some(part) = part else { return std::future::pending().await };
+                part.map(|part| (part, (parts, silences)))
+            })
+        });
+    Response::from_parts(head, Body::from_stream(heard))
 }
 
-async fn runtime(bed: &Bed, front: &Front, directory: &tempfile::TempDir) -> KubernetesRuntime {
-    let kubeconfig = Some(front.kubeconfig(directory));
-    let config = KubernetesConfig { kubeconfig, ..bed.config() };
-    KubernetesRuntime::open(config).await.expect("a runtime")
+pub(crate) async fn runtime(
+    bed: &Bed,
+    front: &Front,
+    directory: &tempfile::TempDir,
+) -> KubernetesRuntime {
+    KubernetesRuntime::open(config(bed, front, directory)).await.expect("a runtime")
+}
+
+fn config(bed: &Bed, front: &Front, directory: &tempfile::TempDir) -> KubernetesConfig {
+    KubernetesConfig { kubeconfig: Some(front.kubeconfig(directory)), ..bed.config() }
+}
+
+/// A watch whose connection is dead without a word is given up, and the next one tells.
+pub(crate) async fn silence(bed: Bed) {
+    let front = Front::of(&bed).await;
+    let directory = tempfile::tempdir().expect("a directory");
+    let config = KubernetesConfig {
+        watch_timeout: std::time::Duration::from_secs(1),
+        ..config(&bed, &front, &directory)
+    };
+    let runtime = KubernetesRuntime::open(config).await.expect("a runtime");
+    let mut stack = Stack::running(&runtime).await;
+    front.silence();
+    bed.kubectl(&["delete", "pod", &stack.id().to_string(), "--wait=false", "--grace-period=1"]);
+    let ended = within("it is told", stack.ended()).await;
+    assert_eq!(ended, (Outcome::Failed, reason::LOST.to_owned()));
+    stack.remove(&runtime).await;
+}
+
+/// An API server that does not know user namespaces says nothing of that: nobody is told that there
+/// is one, and where there must be one, no stack runs without.
+pub(crate) async fn no_user_namespaces(bed: Bed) {
+    let front = Front::of(&bed).await;
+    let directory = tempfile::tempdir().expect("a directory");
+    let config =
+        |user_namespaces| KubernetesConfig { user_namespaces, ..config(&bed, &front, &directory) };
+    front.refuse(Refuse::UserNamespaces);
+    let error = KubernetesRuntime::open(config(UserNamespaces::Always)).await.err();
+    assert!(matches!(error, Some(ConnectError::NoUserNamespaces)), "{error:?}");
+    let runtime = KubernetesRuntime::open(config(UserNamespaces::Auto)).await.expect("a runtime");
+    assert!(!runtime.capabilities().enforcement.user_namespace);
+    let stack = Stack::running(&runtime).await;
+    stack.remove(&runtime).await;
+
+    // One that is put back to an older version meanwhile.
+    front.refuse(Refuse::Nothing);
+    let runtime = KubernetesRuntime::open(config(UserNamespaces::Auto)).await.expect("a runtime");
+    assert!(runtime.capabilities().enforcement.user_namespace);
+    front.refuse(Refuse::UserNamespaces);
+    let stack = Stack::new(&runtime, build::spec(IMAGE).build());
+    let error = stack.begin(&runtime).await.expect_err("it would be isolated less than is told");
+    assert_eq!(error.kind, ErrorKind::Failed, "{error:?}");
+    assert!(error.operator.contains("UserNamespacesSupport"), "{error:?}");
+    stack.remove(&runtime).await;
 }
 
 /// What happened while no watch could be had is learned from a new listing.

@@ -60,6 +60,23 @@ pub(crate) async fn service(bed: Bed) {
     stack.remove(&runtime).await;
 }
 
+/// The same while nobody looks: whoever looks next finds out its node ports, and makes it again.
+pub(crate) async fn service_while_nobody_looks(bed: Bed) {
+    let runtime = bed.open().await;
+    let stack = Stack::running(&runtime).await;
+    drop(runtime);
+    bed.kubectl(&["delete", "service", &stack.id().service_name()]);
+    let runtime = bed.open().await;
+    let mut adopted = Stack::unobserved(&runtime, build::spec(IMAGE).build());
+    runtime.unclaim_ports(adopted.id());
+    adopted.request = stack.request.clone();
+    adopted.observe(&runtime);
+    let seen = adopted.until(|state| *state != RuntimeState::Starting { condition: None }).await;
+    assert!(matches!(seen.state, RuntimeState::Running { ready: false, .. }), "{seen:?}");
+    adopted.until(is_ready).await;
+    adopted.remove(&runtime).await;
+}
+
 /// The policy owns the rest, so that all of a stack goes with it.
 pub(crate) async fn policy(bed: Bed) {
     let runtime = bed.open().await;

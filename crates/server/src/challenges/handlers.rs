@@ -1,11 +1,14 @@
 //! `/challenges` and `/challenges/{challenge_id}`.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
+use stackd_core::challenge::Challenge;
 use utoipa::ToSchema;
 
 use super::model::{self, ChallengeView, RuntimeSchema, SchemeSchema};
@@ -78,6 +81,7 @@ pub(super) async fn list_challenges(State(state): State<ServerState>) -> Respons
 /// All that can be wrong with it is refused now, not when a player starts it.
 #[utoipa::path(
     post, path = "/challenges", tag = "challenges", operation_id = "createChallenge",
+    params(("dry_run" = Option<bool>, Query, description = "Only say what would be written, or why it would not be.")),
     request_body(content = CreateSchema),
     responses(
         (status = 201, description = "It is written.", body = ChallengeView),
@@ -95,11 +99,17 @@ pub(super) async fn list_challenges(State(state): State<ServerState>) -> Respons
 )]
 pub(super) async fn create_challenge(
     State(state): State<ServerState>,
+    params: Params,
     body: Body,
 ) -> Result<Response, Fault> {
+    let dry_run = switch(&params, "dry_run")?;
     let object = request::object(body, state.config()).await?;
     let (draft, number) = request::create(&object)?;
-    let created = state.engine().challenges().create(draft, number).await;
+    let challenges = state.engine().challenges();
+    let created = match dry_run {
+        true => challenges.try_create(draft, number).map(Arc::new),
+        false => challenges.create(draft, number).await,
+    };
     let challenge = created.map_err(|error| request::refused(error, &object))?;
     Ok(json(StatusCode::CREATED, &ChallengeView::of(&challenge)))
 }
@@ -128,7 +138,10 @@ pub(super) async fn get_challenge(
 /// `ttl_seconds` and `extra_config`. `id` and `number` cannot be changed.
 #[utoipa::path(
     patch, path = "/challenges/{challenge_id}", tag = "challenges", operation_id = "editChallenge",
-    params(("challenge_id" = String, Path, description = "Its slug, or its number.", example = "web100")),
+    params(
+        ("challenge_id" = String, Path, description = "Its slug, or its number.", example = "web100"),
+        ("dry_run" = Option<bool>, Query, description = "Only say how it would be, or why it would not."),
+    ),
     request_body(content = CreateSchema, example = json!({"ttl_seconds": 3600, "cpu_count": 2, "memory_mb": 1024})),
     responses(
         (status = 200, description = "The challenge as it is now.", body = ChallengeView),
@@ -145,15 +158,21 @@ pub(super) async fn get_challenge(
 pub(super) async fn edit_challenge(
     State(state): State<ServerState>,
     PathText(name): PathText,
+    params: Params,
     body: Body,
 ) -> Result<Response, Fault> {
     let name = named(&name)?;
+    let dry_run = switch(&params, "dry_run")?;
     let challenges = state.engine().challenges();
     challenges.get(&name).ok_or_else(not_found)?;
     let object = request::object(body, state.config()).await?;
     let patch = Patch::read(&object)?;
-    let edit = challenges.edit(name, move |challenge, draft| patch.apply(challenge, draft));
-    let challenge = edit.await.map_err(|error| request::refused(error, &object))?;
+    let edit = move |challenge: &Challenge, draft| patch.apply(challenge, draft);
+    let edited = match dry_run {
+        true => challenges.try_edit(&name, edit).map(Arc::new),
+        false => challenges.edit(name, edit).await,
+    };
+    let challenge = edited.map_err(|error| request::refused(error, &object))?;
     Ok(json(StatusCode::OK, &ChallengeView::of(&challenge)))
 }
 
@@ -181,13 +200,16 @@ pub(super) async fn delete_challenge(
     PathText(name): PathText,
     params: Params,
 ) -> Result<Response, Fault> {
-    let destroy = params.switch("destroy").map_err(|_| {
-        let message = "destroy must be true or false";
-        let input = params.one("destroy");
-        request::invalid([Problem::of_query("bool_type", "destroy", message, input)])
-    })?;
+    let destroy = switch(&params, "destroy")?;
     state.engine().challenges().delete(named(&name)?, destroy).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+fn switch(params: &Params, name: &'static str) -> Result<bool, Fault> {
+    params.switch(name).map_err(|_| {
+        let message = format!("{name} must be true or false");
+        request::invalid([Problem::of_query("bool_type", name, &message, params.one(name))])
+    })
 }
 
 /// The schema of a challenge's file, for editors.

@@ -15,7 +15,7 @@ mod warm;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use stackd_core::challenge::ChallengeRef;
 use stackd_engine::challenges::ChallengeError;
 use utoipa_axum::router::OpenApiRouter;
@@ -53,18 +53,12 @@ pub(crate) fn routes() -> OpenApiRouter<ServerState> {
 }
 
 /// Lets a request in whose key is good for the catalogue.
-pub(crate) async fn require_key(
+pub(crate) async fn admit(
     State(state): State<ServerState>,
-    mut request: Request,
+    request: Request,
     next: Next,
 ) -> Response {
-    match authenticate(&state, &request) {
-        Ok(caller) => {
-            request.extensions_mut().insert(caller);
-            next.run(request).await
-        }
-        Err(fault) => fault.into_detail().into_response(),
-    }
+    auth::admit(&state, request, next, Fault::into_detail, authenticate).await
 }
 
 fn authenticate(state: &ServerState, request: &Request) -> Result<Caller, Fault> {

@@ -68,7 +68,7 @@ pub(super) struct Problem {
 impl Problem {
     /// A field of a body that has the wrong type.
     fn of_type(kind: &'static str, field: &'static str, what: &str, input: &Value) -> Self {
-        Self::of_body(kind, field, format!("{field} must be {what}"), input.clone())
+        Self::of_body(kind, field, format!("{field} must be {what}"), shown(field, Some(input)))
     }
 
     pub(super) fn of_body(
@@ -87,12 +87,7 @@ impl Problem {
             Kind::Missing => "missing",
             Kind::Value => "value_error",
         };
-        let input = match object.get(field) {
-            // No answer has a flag in it.
-            Some(Value::String(extra)) if field == "extra_config" => concealed(extra).into(),
-            input => input.cloned().unwrap_or_default(),
-        };
-        Self::of_body(kind, field, format!("{field} {message}"), input)
+        Self::of_body(kind, field, format!("{field} {message}"), shown(field, object.get(field)))
     }
 
     /// A parameter of the query.
@@ -103,6 +98,22 @@ impl Problem {
         input: Option<&str>,
     ) -> Self {
         Self { kind, part: "query", field, message: message.to_owned(), input: input.into() }
+    }
+}
+
+/// What a body has in a field, as it may be shown: no answer has a flag in it.
+fn shown(field: &str, input: Option<&Value>) -> Value {
+    match input {
+        Some(Value::String(extra)) if field == "extra_config" => {
+            let concealed = concealed(extra);
+            let is_read =
+                serde_json::from_str::<Map<String, Value>>(&concealed).is_ok_and(|extra| {
+                    extra.get("flag").is_none_or(|flag| flag.is_object() || flag.is_null())
+                });
+            if is_read { concealed.into() } else { Value::Null }
+        }
+        Some(Value::Object(_) | Value::Array(_)) if field == "extra_config" => Value::Null,
+        input => input.cloned().unwrap_or_default(),
     }
 }
 
@@ -297,7 +308,7 @@ pub(super) fn create(
     let number = fields.whole("number").and_then(|number| {
         let valid = u64::try_from(number).ok().and_then(ChallengeNumber::new);
         if valid.is_none() {
-            let message = "number must be a whole number above 0".to_owned();
+            let message = format!("number must be from 1 to {}", ChallengeNumber::MAX);
             fields.wrong("number", message, &number.into());
         }
         valid

@@ -9,6 +9,10 @@ use ring::signature::{
     UnparsedPublicKey, VerificationAlgorithm,
 };
 
+/// The algorithms that tokens may be signed by.
+pub(super) const ALGORITHMS: [Algorithm; 4] =
+    [Algorithm::HS256, Algorithm::RS256, Algorithm::ES256, Algorithm::EdDSA];
+
 /// Makes this the process's way to verify. A second call finds the first one's, which is the same.
 pub(super) fn install() {
     static PROVIDER: CryptoProvider = CryptoProvider {

@@ -74,7 +74,7 @@ pub(super) fn unavailable(why: &dyn std::fmt::Display) -> Fault {
 }
 
 /// Why nothing can be done now, whatever the reason, in the document's words.
-pub(crate) fn unavailable_form(fault: Fault) -> Fault {
+pub(super) fn unavailable_form(fault: Fault) -> Fault {
     unavailable(&fault.text)
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, PublicKeyUse};
-use jsonwebtoken::{Algorithm, DecodingKey};
+use jsonwebtoken::{Algorithm, DecodingKey, DecodingKeyKind};
 use parking_lot::RwLock;
 use reqwest::Url;
 
@@ -17,12 +17,16 @@ use crate::config::ConfigError;
 /// A fetch takes no longer than this.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Tokens with made-up keys must not make this server a nuisance to the platform.
-const BETWEEN_FETCHES: Duration = Duration::from_secs(5);
+const BETWEEN_FETCHES: Duration = Duration::from_secs(2);
+/// Shorter keys of RSA verify nothing here.
+const MIN_RSA_BYTES: usize = 2048 / 8;
+/// What the name of a key in a file contains that is no public one.
+const PRIVATE: &[u8] = b"PRIVATE KEY";
 /// A set of keys is small.
 const MAX_BYTES: usize = 256 << 10;
 
 /// A key, and the one algorithm that it is good for.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Key {
     pub(super) id: Option<String>,
     pub(super) algorithm: Algorithm,
@@ -32,7 +36,7 @@ pub(super) struct Key {
 /// All keys.
 pub(super) struct Keys {
     /// From the settings; they do not change.
-    own: Vec<Key>,
+    own: Vec<Arc<Key>>,
     published: Option<Published>,
 }
 
@@ -48,7 +52,7 @@ struct Published {
 }
 
 struct Fetched {
-    keys: Arc<Vec<Key>>,
+    keys: Arc<Vec<Arc<Key>>>,
     at: Instant,
 }
 
@@ -64,7 +68,7 @@ impl Keys {
                 tracing::warn!("player.jwt_secret has less than 32 bytes: it may be guessed");
             }
             let key = DecodingKey::from_secret(secret.expose().as_bytes());
-            own.push(Key { id: None, algorithm: Algorithm::HS256, key });
+            own.push(Arc::new(Key { id: None, algorithm: Algorithm::HS256, key }));
         }
         if let Some(path) = &config.jwt_public_key {
             let wrong = |why: String| {
@@ -72,9 +76,10 @@ impl Keys {
             };
             let pem = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
             let key = public_key(&pem).ok_or_else(|| {
-                wrong("is no public key (PEM) of RSA, of P-256 or of Ed25519".to_owned())
+                let kinds = "of RSA with at least 2048 bits, of P-256 or of Ed25519";
+                wrong(format!("is no public key (PEM) {kinds}"))
             })?;
-            own.push(key);
+            own.push(Arc::new(key));
         }
         let published = config.jwks_url.as_ref().map(|url| Published::new(config, url));
         Ok(Self { own, published: published.transpose()? })
@@ -85,30 +90,37 @@ impl Keys {
         !self.own.is_empty() || self.published.is_some()
     }
 
+    /// Whether this very key is among those of now.
+    pub(super) fn has(&self, key: &Arc<Key>) -> bool {
+        let is_it = |other: &Arc<Key>| Arc::ptr_eq(other, key);
+        let published = || self.published.as_ref().and_then(|published| published.keys().ok());
+        self.own.iter().any(is_it) || published().is_some_and(|keys| keys.iter().any(is_it))
+    }
+
     /// The keys known here that may have signed a token with this header.
-    pub(super) fn known(&self, id: Option<&str>, algorithm: Algorithm) -> Vec<Key> {
+    pub(super) fn known(&self, id: Option<&str>, algorithm: Algorithm) -> Vec<Arc<Key>> {
         let own = self.own.iter().filter(|key| key.algorithm == algorithm).cloned();
         let published = self.published.as_ref().and_then(|published| published.keys().ok());
         own.chain(published.into_iter().flat_map(|keys| signers(&keys, id, algorithm))).collect()
     }
 
-    /// The same among what the platform publishes by now, where a key of the token's name was not
-    /// known yet: that is for a token which no known key has signed.
+    /// The same among what the platform publishes by now: that is for a token which no known key has
+    /// signed.
     pub(super) async fn fetched(
         &self,
         id: Option<&str>,
         algorithm: Algorithm,
-    ) -> Result<Vec<Key>, NoKeys> {
+    ) -> Result<Vec<Arc<Key>>, NoKeys> {
         // A secret is never published, so a token that needs one asks nobody.
         let Some(published) = self.published.as_ref().filter(|_| algorithm != Algorithm::HS256)
         else {
             return Ok(Vec::new());
         };
-        let is_known = |keys: Arc<Vec<Key>>| !signers(&keys, id, algorithm).is_empty();
-        if published.keys().is_ok_and(is_known) {
-            return Ok(Vec::new());
-        }
-        published.fetch().await;
+        let is_known = |keys: Arc<Vec<Arc<Key>>>| !signers(&keys, id, algorithm).is_empty();
+        // A key that is named and not known may be new, which is worth a wait. A known one may have been
+        // put in the place of another; but most tokens that it has not signed are just bad.
+        let patient = !published.keys().is_ok_and(is_known);
+        published.fetch(patient).await;
         Ok(signers(&published.keys()?, id, algorithm))
     }
 
@@ -116,7 +128,7 @@ impl Keys {
     pub(super) async fn keep_fresh(self: Arc<Self>, every: Duration) {
         let Some(published) = &self.published else { return };
         loop {
-            published.fetch().await;
+            published.fetch(true).await;
             // While there are none, their coming is waited for.
             let pause = if published.keys().is_ok() { every } else { published.between };
             tokio::time::sleep(pause).await;
@@ -146,19 +158,24 @@ impl Published {
         })
     }
 
-    fn keys(&self) -> Result<Arc<Vec<Key>>, NoKeys> {
+    fn keys(&self) -> Result<Arc<Vec<Arc<Key>>>, NoKeys> {
         let state = self.state.read();
         let fresh = state.as_ref().filter(|fetched| fetched.at.elapsed() <= self.max_age);
+        let fresh = fresh.filter(|fetched| !fetched.keys.is_empty());
         fresh.map(|fetched| Arc::clone(&fetched.keys)).ok_or(NoKeys)
     }
 
-    /// Fetches once, for all who wait for it; not again too soon.
-    async fn fetch(&self) {
+    /// Fetches once, for all who wait for it; not again too soon, which is waited for by who is patient.
+    async fn fetch(&self, patient: bool) {
         let asked = Instant::now();
         let mut last = self.fetching.lock().await;
-        // Somebody has fetched while this one waited, or a moment ago.
-        if last.is_some_and(|last| last >= asked || last.elapsed() < self.between) {
-            return;
+        if let Some(last) = *last {
+            let due = last + self.between;
+            // Somebody has fetched while this one waited.
+            if last >= asked || !patient && due > asked {
+                return;
+            }
+            tokio::time::sleep_until(due.into()).await;
         }
         *last = Some(Instant::now());
         match self.fetched().await {
@@ -168,12 +185,12 @@ impl Published {
                 *self.state.write() = Some(Fetched { keys, at: Instant::now() });
             }
             Err(error) => {
-                tracing::warn!(url = %self.url, error, "the platform's keys cannot be fetched");
+                tracing::warn!(url = %shown(&self.url), error, "the platform's keys cannot be fetched");
             }
         }
     }
 
-    async fn fetched(&self) -> Result<Vec<Key>, String> {
+    async fn fetched(&self) -> Result<Vec<Arc<Key>>, String> {
         let told = |error: reqwest::Error| error.to_string();
         let mut answer = self.http.get(self.url.clone()).send().await.map_err(told)?;
         if !answer.status().is_success() {
@@ -187,18 +204,29 @@ impl Published {
             body.extend_from_slice(&part);
         }
         let set: JwkSet = serde_json::from_slice(&body).map_err(|error| error.to_string())?;
-        let keys: Vec<Key> = set.keys.iter().filter_map(published_key).collect();
+        let keys: Vec<_> = set.keys.iter().filter_map(published_key).map(Arc::new).collect();
         if keys.is_empty() {
-            return Err("there is no key for RS256, ES256 or EdDSA in it".to_owned());
+            // Keys that are taken back are good for nothing from now on.
+            tracing::warn!(url = %shown(&self.url), "the platform publishes no key for RS256, ES256 or EdDSA");
         }
         Ok(keys)
     }
 }
 
 /// The published keys that may have signed a token with this header.
-fn signers(keys: &[Key], id: Option<&str>, algorithm: Algorithm) -> Vec<Key> {
+fn signers(keys: &[Arc<Key>], id: Option<&str>, algorithm: Algorithm) -> Vec<Arc<Key>> {
     let named = |key: &Key| id.is_none() || key.id.is_none() || key.id.as_deref() == id;
     keys.iter().filter(|key| key.algorithm == algorithm && named(key)).cloned().collect()
+}
+
+/// An address without what may be a secret in it.
+fn shown(url: &Url) -> Url {
+    let mut shown = url.clone();
+    // Neither fails for an address of http.
+    let _ = shown.set_username("");
+    let _ = shown.set_password(None);
+    shown.set_query(None);
+    shown
 }
 
 /// A published key that is for signatures, and of a kind that is verified here. A symmetric one
@@ -219,13 +247,27 @@ fn published_key(jwk: &Jwk) -> Option<Key> {
     let said = common.key_algorithm.map(|said| said.to_string());
     let fits = said.is_none_or(|said| said == format!("{algorithm:?}"));
     let key = DecodingKey::from_jwk(jwk).ok().filter(|_| signs && fits)?;
+    if let DecodingKeyKind::RsaModulusExponent { n, .. } = key.kind()
+        && n.len() < MIN_RSA_BYTES
+    {
+        tracing::warn!(
+            kid = common.key_id,
+            "a published key has less than 2048 bits; it is left out"
+        );
+        return None;
+    }
     Some(Key { id: common.key_id.clone(), algorithm, key })
 }
 
 fn public_key(pem: &[u8]) -> Option<Key> {
+    if pem.windows(PRIVATE.len()).any(|part| part == PRIVATE) {
+        return None;
+    }
     let key = |algorithm, key| Key { id: None, algorithm, key };
     if let Ok(rsa) = DecodingKey::from_rsa_pem(pem) {
-        return Some(key(Algorithm::RS256, rsa));
+        // Around the modulus there are some bytes more.
+        let is_long = rsa.try_get_as_bytes().is_ok_and(|der| der.len() > MIN_RSA_BYTES);
+        return is_long.then(|| key(Algorithm::RS256, rsa));
     }
     if let Ok(ec) = DecodingKey::from_ec_pem(pem) {
         // Of another curve the point has another length.

@@ -18,9 +18,9 @@ use utoipa_axum::routes;
 use crate::ServerState;
 
 pub use config::{OwnerKind, PlayerConfig};
-pub(crate) use errors::{PlayerErrorBody, unavailable_form};
+pub(crate) use errors::PlayerErrorBody;
 pub(crate) use page::{__path_play, play, routes as page_routes};
-pub(crate) use token::{Tokens, require_token};
+pub(crate) use token::{Tokens, admit};
 
 /// Its routes; every one of them needs a token.
 pub(crate) fn routes() -> OpenApiRouter<ServerState> {

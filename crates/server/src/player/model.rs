@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
-use stackd_core::stack::reason;
+use stackd_core::stack::{Condition, reason};
 use stackd_core::{PortMapping, StackId, Timestamp};
 use stackd_engine::LiveStack;
 use stackd_engine::challenges::DIALECT;
@@ -74,6 +74,25 @@ pub(super) fn render(state: &ServerState, live: &LiveStack) -> Arc<str> {
     Arc::clone(live.rendered.get_or_init(|| text(state, live)))
 }
 
+/// Why a stack is not simply running, as far as it is a player's business: names of images, registries
+/// and machines are not.
+pub(super) fn told(condition: &Condition) -> Cow<'_, str> {
+    let text = match condition.reason.as_str() {
+        reason::PULLING => "its image is being fetched",
+        reason::IMAGE_PULL | reason::IMAGE_NEVER_PULL => {
+            "its image cannot be had; the organisers can find out why"
+        }
+        reason::START_ERROR => "it cannot be started; the organisers can find out why",
+        reason::START_TIMEOUT => "it was not ready in time; the organisers can find out why",
+        reason::UNSCHEDULABLE | reason::EXCEEDED_QUOTA | reason::NODE_PORT_TAKEN => {
+            "there is no room for it at the moment"
+        }
+        "NodeLost" | "NodeNotReady" => "its machine does not answer",
+        _ => return Cow::Borrowed(&condition.message),
+    };
+    Cow::Borrowed(text)
+}
+
 fn text(state: &ServerState, live: &LiveStack) -> Arc<str> {
     // No part of a stack can fail to be written: there are no maps and no floats.
     serde_json::to_string(&view(state, live)).unwrap_or_else(|_| "{}".to_owned()).into()
@@ -89,7 +108,7 @@ fn view<'a>(state: &ServerState, live: &'a LiveStack) -> PlayerStackView<'a> {
         Some((place, length)) => {
             format!("waiting for a start slot: place {place} of {length}").into()
         }
-        None => Cow::Borrowed(condition.message.as_str()),
+        None => told(condition),
     });
     PlayerStackView {
         stack_id: stack.id,

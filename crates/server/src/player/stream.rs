@@ -122,7 +122,7 @@ fn look(state: &ServerState, session: &Session, number: ChallengeNumber) -> Stat
         queue: queue.map(|(place, length)| QueuePart { place, length }),
         ended: ended.map(|live| EndedPart {
             status: live.stack.observed.phase.as_str(),
-            message: live.stack.observed.condition.as_ref().map(|c| c.message.clone()),
+            message: live.stack.observed.condition.as_ref().map(|c| model::told(c).into_owned()),
         }),
     }
 }

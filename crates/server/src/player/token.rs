@@ -1,9 +1,12 @@
 //! Who plays: a bearer token of the platform's own, verified on every request.
 //!
-//! Nothing of a token is kept: a verification costs little beside the rest of a request, and what
-//! is not kept cannot outlive its expiry or its key.
+//! A signature costs more than all the rest of a request, so it is remembered by a digest of the
+//! token which key has verified it and who it names. That outlives neither the token nor the key: the
+//! time and the keys of the moment are looked at for every request.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use axum::extract::{Request, State};
 use axum::http::header::AUTHORIZATION;
@@ -11,7 +14,8 @@ use axum::http::{HeaderMap, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use jsonwebtoken::errors::ErrorKind;
-use jsonwebtoken::{Validation, decode, decode_header};
+use jsonwebtoken::{Algorithm, Validation, decode, decode_header};
+use parking_lot::RwLock;
 use serde_json::{Map, Value};
 use stackd_core::challenge::{Player, Subject};
 use tokio::task::AbortHandle;
@@ -19,12 +23,18 @@ use tokio::task::AbortHandle;
 use super::config::{OwnerKind, PlayerConfig};
 use super::keys::{Key, Keys, NoKeys};
 use super::{crypto, errors};
-use crate::ServerState;
 use crate::config::ConfigError;
 use crate::fault::{Fault, Said};
+use crate::{ServerState, replicas};
 
 /// The most characters of a user's or a team's name.
 const MAX_NAME: usize = 255;
+
+/// The bytes of a digest.
+const DIGEST: usize = ring::digest::SHA256_OUTPUT_LEN;
+
+/// How many tokens are remembered at once.
+const MAX_VERIFIED: usize = 10_000;
 
 /// Who sent a request, and until when that is so.
 #[derive(Debug, Clone)]
@@ -37,8 +47,17 @@ pub(crate) struct Session {
 /// Verifies tokens.
 pub(crate) struct Tokens {
     config: PlayerConfig,
+    /// What a token must fulfil, by the one algorithm that each is for.
+    rules: [(Algorithm, Validation); 4],
     keys: Arc<Keys>,
+    verified: RwLock<HashMap<[u8; DIGEST], Verified>>,
     refresh: Option<AbortHandle>,
+}
+
+/// A token that was good.
+struct Verified {
+    by: Arc<Key>,
+    session: Session,
 }
 
 impl Drop for Tokens {
@@ -109,7 +128,8 @@ impl Tokens {
             let fresh = Arc::clone(&keys).keep_fresh(config.jwks_refresh);
             tokio::spawn(fresh).abort_handle()
         });
-        Ok(Self { config: config.clone(), keys, refresh })
+        let rules = crypto::ALGORITHMS.map(|algorithm| (algorithm, rules(config, algorithm)));
+        Ok(Self { config: config.clone(), rules, keys, verified: RwLock::default(), refresh })
     }
 
     /// Who sent a request with these headers.
@@ -119,10 +139,30 @@ impl Tokens {
         if !self.keys.are_configured() {
             return Err(Refused::Disabled);
         }
-        self.verify(token).await
+        let digest = ring::digest::digest(&ring::digest::SHA256, token.as_bytes());
+        let Ok(digest) = digest.as_ref().try_into() else { return Err(Refused::Malformed) };
+        if let Some(session) = self.remembered(&digest) {
+            return Ok(session);
+        }
+        let verified = self.verify(token).await?;
+        let session = verified.session.clone();
+        let mut all = self.verified.write();
+        if all.len() >= MAX_VERIFIED {
+            all.clear();
+        }
+        all.insert(digest, verified);
+        Ok(session)
     }
 
-    async fn verify(&self, token: &str) -> Result<Session, Refused> {
+    /// Who a token names that was good before and is so now.
+    fn remembered(&self, digest: &[u8; DIGEST]) -> Option<Session> {
+        let all = self.verified.read();
+        let found = all.get(digest)?;
+        let is_good = now() < Duration::from_secs(found.session.ends) && self.keys.has(&found.by);
+        is_good.then(|| found.session.clone())
+    }
+
+    async fn verify(&self, token: &str) -> Result<Verified, Refused> {
         let header = decode_header(token).map_err(|_| Refused::Invalid("unreadable"))?;
         // What must be understood and is not (RFC 7515, 4.1.11); here nothing of it is.
         if header.crit.is_some() {
@@ -130,22 +170,25 @@ impl Tokens {
         }
         let (id, algorithm) = (header.kid.as_deref(), header.alg);
         let known = self.keys.known(id, algorithm);
-        if let Some(claims) = self.signed(token, &known)? {
-            return self.read(&claims);
+        if let Some(verified) = self.signed(token, &known)? {
+            return Ok(verified);
         }
         let new = self.keys.fetched(id, algorithm).await.map_err(|NoKeys| Refused::NoKeys)?;
         match self.signed(token, &new)? {
-            Some(claims) => self.read(&claims),
+            Some(verified) => Ok(verified),
             None if known.is_empty() && new.is_empty() => Err(Refused::Invalid("unknown_key")),
             None => Err(Refused::Invalid("signature")),
         }
     }
 
-    /// What a token claims; nothing where none of these keys has signed it.
-    fn signed(&self, token: &str, keys: &[Key]) -> Result<Option<Map<String, Value>>, Refused> {
+    /// Who a token names, by which of these keys; nothing where none of them has signed it.
+    fn signed(&self, token: &str, keys: &[Arc<Key>]) -> Result<Option<Verified>, Refused> {
         for key in keys {
             match self.claims(token, key) {
-                Ok(claims) => return Ok(Some(claims)),
+                Ok(claims) => {
+                    let session = self.read(&claims)?;
+                    return Ok(Some(Verified { by: Arc::clone(key), session }));
+                }
                 Err("signature") => {}
                 Err(reason) => return Err(Refused::Invalid(reason)),
             }
@@ -154,23 +197,10 @@ impl Tokens {
     }
 
     fn claims(&self, token: &str, key: &Key) -> Result<Map<String, Value>, &'static str> {
-        let config = &self.config;
         // One algorithm, the key's: what the token says of itself chooses nothing.
-        let mut rules = Validation::new(key.algorithm);
-        rules.leeway = config.leeway.as_secs();
-        rules.validate_nbf = true;
-        rules.validate_aud = !config.audiences.is_empty();
-        rules.set_audience(&config.audiences);
-        let mut required = vec!["exp"];
-        if !config.audiences.is_empty() {
-            required.push("aud");
-        }
-        if !config.issuers.is_empty() {
-            rules.set_issuer(&config.issuers);
-            required.push("iss");
-        }
-        rules.set_required_spec_claims(&required);
-        match decode::<Map<String, Value>>(token, &key.key, &rules) {
+        let rules = self.rules.iter().find(|(algorithm, _)| *algorithm == key.algorithm);
+        let (_, rules) = rules.ok_or("algorithm")?;
+        match decode::<Map<String, Value>>(token, &key.key, rules) {
             Ok(data) => Ok(data.claims),
             Err(error) => {
                 tracing::debug!(%error, "a key did not verify a token");
@@ -195,7 +225,7 @@ impl Tokens {
         }
         let user = config.user_claims.iter().find_map(there);
         let user = user.and_then(name).ok_or(Refused::Invalid("user"))?;
-        let team = match there(&config.team_claim) {
+        let team = match there(&config.team_claim).filter(|team| *team != "") {
             None => None,
             Some(team) => Some(name(team).ok_or(Refused::Invalid("team"))?),
         };
@@ -204,11 +234,42 @@ impl Tokens {
             (OwnerKind::Team, Some(team)) => Subject::Team(team.clone()),
             (OwnerKind::Team, None) => return Err(Refused::Invalid("team")),
         };
+        // The library takes one of several issuers, and a token up to the end of its last second.
+        if !config.issuers.is_empty() && !claims.get("iss").is_some_and(Value::is_string) {
+            return Err(Refused::Invalid("issuer"));
+        }
         let expires = claims.get("exp").and_then(Value::as_f64).unwrap_or_default();
+        if expires + config.leeway.as_secs_f64() <= now().as_secs_f64() {
+            return Err(Refused::Invalid("expired"));
+        }
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a time")]
         let ends = (expires as u64).saturating_add(config.leeway.as_secs());
         Ok(Session { player: Player { user, team, owner }, ends })
     }
+}
+
+/// What a token must fulfil that a key of this algorithm has signed.
+fn rules(config: &PlayerConfig, algorithm: Algorithm) -> Validation {
+    let mut rules = Validation::new(algorithm);
+    rules.leeway = config.leeway.as_secs();
+    rules.validate_nbf = true;
+    rules.validate_aud = !config.audiences.is_empty();
+    rules.set_audience(&config.audiences);
+    let mut required = vec!["exp"];
+    if !config.audiences.is_empty() {
+        required.push("aud");
+    }
+    if !config.issuers.is_empty() {
+        rules.set_issuer(&config.issuers);
+        required.push("iss");
+    }
+    rules.set_required_spec_claims(&required);
+    rules
+}
+
+/// The time since 1970.
+fn now() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }
 
 /// The token of `Bearer <token>`, the word in any case.
@@ -250,11 +311,14 @@ fn operation(request: &Request) -> &'static str {
 }
 
 /// Lets a request in whose token is good, and says who sent it.
-pub(crate) async fn require_token(
+pub(crate) async fn admit(
     State(state): State<ServerState>,
     mut request: Request,
     next: Next,
 ) -> Response {
+    if let Err(behind) = state.engine().in_step().await {
+        return errors::unavailable_form(Fault::from(behind)).into_response();
+    }
     let session = match state.tokens() {
         Some(tokens) => tokens.session(request.headers()).await,
         None => Err(Refused::Disabled),
@@ -265,7 +329,8 @@ pub(crate) async fn require_token(
             state.engine().players().seen(&session.player);
             request.extensions_mut().insert(session);
             let operation = operation(&request);
-            let response = next.run(request).await;
+            let form = errors::unavailable_form;
+            let response = replicas::forward(&state, form, request, next).await;
             let said = response.extensions().get::<Said>().map(|Said(text)| text.as_ref());
             meters.answered(operation, errors::outcome(response.status(), said));
             response

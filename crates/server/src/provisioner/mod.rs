@@ -16,17 +16,32 @@ mod model;
 mod request;
 mod stats;
 
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::Response;
 use stackd_core::StackId;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::fault::Fault;
-use crate::{ServerState, events, health};
+use crate::{ServerState, auth, events, health};
 
 pub(crate) use model::StatusSchema;
 
 /// The name by which keys and owners mean this dialect.
 pub const DIALECT: &str = "provisioner";
+
+/// Lets a request in whose key is good for the provisioner.
+pub(crate) async fn admit(
+    State(state): State<ServerState>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let authenticate = |state: &ServerState, request: &Request| {
+        auth::authenticate(state, DIALECT, request.headers(), request.uri())
+    };
+    auth::admit(&state, request, next, |fault| fault, authenticate).await
+}
 
 /// Its routes; every one of them needs a key.
 pub(crate) fn routes() -> OpenApiRouter<ServerState> {

@@ -63,12 +63,13 @@ async fn a_challenge_is_written_and_shown_whole() {
         app.delete(path).await.details(404, "challenge not found");
         app.patch(path, &json!({})).await.details(404, "challenge not found");
     }
-    // A number is never given out again, not even when it is asked for.
-    app.post("/challenges", &with(json!({"number": 1})))
-        .await
-        .details(409, "challenge number already used");
+    // A number is never given out again by itself.
     let next = app.post("/challenges", &web100()).await.is(201).json();
     assert_eq!(next["number"], 2);
+    // What was removed by mistake comes back under the platform's number.
+    app.delete("/challenges/web100").await.is(204);
+    let back = app.post("/challenges", &with(json!({"number": 1}))).await.is(201).json();
+    assert_eq!(back["number"], 1);
 }
 
 #[tokio::test]
@@ -132,7 +133,7 @@ async fn all_that_is_wrong_is_told_with_its_place() {
             "id must be at most 63 of a-z, 0-9 and -, with a letter or digit at both ends and at least one letter",
         ),
         (json!({"id": "detect-protocol"}), "id", "id is reserved"),
-        (json!({"number": 0}), "number", "number must be a whole number above 0"),
+        (json!({"number": 0}), "number", "number must be from 1 to 9007199254740991"),
         (
             json!({"runtime": "podman"}),
             "runtime",
@@ -167,6 +168,14 @@ async fn all_that_is_wrong_is_told_with_its_place() {
     let extra = json!({"flag": {"value": "ctf{x}"}, "pids_limit": 0}).to_string();
     let answer = app.post("/challenges", &with(json!({"extra_config": extra}))).await.is(422);
     assert!(answer.text.contains("sha256:") && !answer.text.contains("ctf{x}"), "{}", answer.text);
+    for extra in [
+        json!({"flag": {"value": "ctf{x}"}}),
+        json!("{\"flag\": {\"value\": \"ctf{x}\"},"),
+        json!(json!({"flag": "ctf{x}"}).to_string()),
+    ] {
+        let answer = app.post("/challenges", &with(json!({"extra_config": extra}))).await.is(422);
+        assert!(!answer.text.contains("ctf{x}"), "{}", answer.text);
+    }
     for (body, kind) in [("", "json_invalid"), ("nonsense", "json_invalid"), ("[]", "model_type")] {
         let answer = app.send(Method::POST, "/challenges", &[], body).await.is(422).json();
         assert_eq!(
@@ -178,6 +187,25 @@ async fn all_that_is_wrong_is_told_with_its_place() {
     let answer = app.send(Method::POST, "/challenges", &[], large).await;
     answer.details(413, "request body too large");
     assert_eq!(app.get("/challenges").await.json(), json!([]));
+}
+
+#[tokio::test]
+async fn a_trial_writes_nothing() {
+    let app = App::new().await;
+    let shown = app.post("/challenges?dry_run=true", &web100()).await.is(201).json();
+    assert_eq!((&shown["id"], &shown["number"]), (&json!("web100"), &json!(1)));
+    let bad = with(json!({"port": 0}));
+    app.post("/challenges?dry_run=true", &bad).await.is(422);
+    assert_eq!(app.get("/challenges").await.json(), json!([]));
+    let made = app.post("/challenges", &web100()).await.is(201).json();
+    app.post("/challenges?dry_run=1", &web100()).await.details(409, "challenge already exists");
+    let path = "/challenges/web100?dry_run";
+    let shown = app.patch(path, &json!({"ttl_seconds": 77})).await.is(200).json();
+    assert_eq!(shown["ttl_seconds"], 77);
+    app.patch(path, &json!({"number": 2})).await.is(422);
+    assert_eq!(app.get("/challenges/web100").await.json(), made);
+    let answer = app.post("/challenges?dry_run=maybe", &web100()).await.is(422).json();
+    assert_eq!(answer["detail"][0]["loc"], json!(["query", "dry_run"]));
 }
 
 #[tokio::test]

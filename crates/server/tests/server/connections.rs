@@ -141,6 +141,21 @@ async fn a_request_under_way_ends_before_the_server_does() {
     assert!(TcpStream::connect(address).await.is_err());
 }
 
+/// Whoever shares out connections hears of the end a moment later.
+#[tokio::test]
+async fn a_server_that_is_to_stop_is_not_ready_and_answers_still() {
+    let mut setup = Setup::default();
+    setup.server.shutdown_delay = Duration::from_secs(3600);
+    let app = App::with(setup).await;
+    let address = app.listen().await;
+    app.stopping.cancel();
+    let readyz = LIVEZ.replace("/livez", "/readyz");
+    let answer = soon(exchange(connect(address).await, &readyz)).await;
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    let answer = soon(exchange(connect(address).await, LIVEZ)).await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+}
+
 #[tokio::test]
 async fn without_authentication_only_loopback_is_listened_on() {
     let config = ServerConfig { auth: false, ..ServerConfig::default() };

@@ -48,6 +48,11 @@ async fn errors_in_the_form_of_rfc_9457_for_who_asks() {
     app.send(Method::GET, "/nothing", &accept, "").await.is(404);
     let wrong = app.send(Method::PUT, "/stacks", &accept, "").await.is(405);
     assert!(wrong.header("allow").is_some());
+    // What a refusal has besides comes along.
+    let body = r#"{"id": "web", "name": "Web", "runtime": "docker", "image": "web", "port": 0}"#;
+    let invalid = app.send(Method::POST, "/challenges", &accept, body).await.is(422).json();
+    assert_eq!(invalid["errors"][0]["loc"], json!(["body", "port"]), "{invalid}");
+    assert_eq!(invalid["detail"], "port must be from 1 to 65535");
     // An answer that is none stays what it is.
     let list = app.send(Method::GET, "/stacks", &accept, "").await.is(200);
     assert_eq!(list.header("content-type"), Some("application/json"));

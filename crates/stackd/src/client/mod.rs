@@ -135,7 +135,10 @@ impl Api {
         let what = if error.is_timeout() { "does not answer in time" } else { "cannot be reached" };
         let failure = Failure::new(Exit::Unreachable, format!("{} {what}: {cause}", self.base));
         let cause = cause.to_string();
-        let hint = if cause.contains("certificate") {
+        let hint = if cause.contains("CaUsedAsEndEntity") {
+            "its certificate says that it is an authority, and no client may take such a one: make it \
+             anew with `openssl req -x509 -addext basicConstraints=critical,CA:FALSE …`"
+        } else if cause.contains("certificate") {
             "a certificate authority of your own is named with --cacert or STACKD_CACERT, or with \
              SSL_CERT_FILE in place of the machine's"
         } else if self.base.scheme() == "http" && cause.contains("invalid HTTP version") {

@@ -58,7 +58,8 @@ fn arg(setting: &'static Setting) -> Arg {
     let default = match super::default_of(setting.key) {
         Some(Value::String(text)) => format!(" [default: {text}]"),
         Some(Value::Array(list)) => {
-            let texts: Vec<_> = list.iter().map(|v| v.as_str().unwrap_or_default()).collect();
+            let text = |value: &Value| value.as_str().map_or(value.to_string(), str::to_owned);
+            let texts: Vec<_> = list.iter().map(text).collect();
             format!(" [default: {}]", texts.join(","))
         }
         // A switch is off unless it is given.

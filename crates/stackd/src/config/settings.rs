@@ -103,6 +103,9 @@ pub(crate) const SETTINGS: &[Setting] = settings! {
     Text "api.header_timeout" "header-timeout" "DURATION";
     /// The most connections at once, over all listeners. Further ones wait to be accepted.
     Number "api.max_connections" "max-connections" "COUNT";
+    /// How long the server goes on to take connections when it is told to stop; it is not ready any
+    /// more from then on. For a load balancer in front, which hears of that a moment later.
+    Text "api.shutdown_delay" "shutdown-delay" "DURATION";
     /// How long requests under way may take to end when the server stops.
     Text "api.shutdown_timeout" "shutdown-timeout" "DURATION";
 
@@ -216,6 +219,9 @@ pub(crate) const SETTINGS: &[Setting] = settings! {
     Text "runtime.kubernetes.node_lost_after" "node-lost-after" "DURATION";
     /// How long one call of the API server may take.
     Text "runtime.kubernetes.api_timeout" "kube-api-timeout" "DURATION";
+    /// How long one request for a watch lasts. One that says nothing for some seconds longer is given
+    /// up: its connection is dead.
+    Text "runtime.kubernetes.watch_timeout" "kube-watch-timeout" "DURATION";
     /// How many starts may be on their way to the API server at once.
     Number "runtime.kubernetes.concurrent_starts" "kube-concurrent-starts" "COUNT";
 

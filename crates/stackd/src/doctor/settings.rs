@@ -61,7 +61,7 @@ fn data_dir(config: &Config, server: Option<&str>) -> Check {
         return Check::failed(name, text, "name another with --data-dir");
     }
     match access(&there, Access::WRITE_OK | Access::EXEC_OK) {
-        Ok(()) if there == *path => Check::ok(name, path.display().to_string()),
+        Ok(()) if path.exists() => Check::ok(name, path.display().to_string()),
         Ok(()) => Check::ok(name, format!("{} will be made", path.display())),
         Err(error) => Check::failed(
             name,
@@ -128,9 +128,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_database_that_does_not_answer_is_found_without_telling_the_password() {
-        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let mut config = Config::default();
-        config.store.database_url = Some(format!("postgres://u:hunter2@{free}/d"));
+        config.store.database_url = Some("postgres://u:hunter2@127.0.0.1:1/d".to_owned());
         let check = database(&config).await;
         assert_eq!(check.status, Status::Failed);
         assert!(!format!("{check:?}").contains("hunter2"));

@@ -23,6 +23,8 @@ const MIN_SECRET_CHARS: usize = 16;
 pub(crate) enum FirstKey {
     /// There were keys already.
     NotNeeded,
+    /// There were keys, and none is good any more.
+    AllRevoked,
     /// It was made, and is in the data directory.
     Made(String),
     /// `STACKD_API_KEY` is good: it was there already, or has been made the default key.
@@ -88,7 +90,7 @@ pub(crate) async fn ensure(
         return Ok(FirstKey::FromEnvironment);
     }
     if !keys.list().is_empty() {
-        return Ok(FirstKey::NotNeeded);
+        return Ok(if keys.is_empty() { FirstKey::AllRevoked } else { FirstKey::NotNeeded });
     }
     let secret = match std::fs::read_to_string(&path) {
         Ok(left) if left.trim().len() >= MIN_SECRET_CHARS => left.trim().to_owned(),

@@ -203,6 +203,9 @@ fn tell_first_key(first: &FirstKey, data: &DataDir) {
     let path = data.api_key();
     match first {
         FirstKey::NotNeeded => {}
+        FirstKey::AllRevoked => tracing::warn!(
+            "every API key was revoked, so that nobody is let in: `stackd key create NAME` makes one"
+        ),
         FirstKey::FromEnvironment => tracing::info!("the API key is the one of STACKD_API_KEY"),
         FirstKey::Revoked => tracing::warn!(
             "the key of STACKD_API_KEY was revoked and stays so: set another, or unset it; other \

@@ -33,11 +33,28 @@ fn a_directory_of_challenges_is_applied_once() {
     std::fs::remove_file(dir.path().join("pwn.yml")).unwrap();
     assert_eq!(apply(&[]).1, "0 created, 0 changed, 0 removed, 1 unchanged");
     assert_eq!(apply(&["--prune"]).1, "0 created, 0 changed, 1 removed, 1 unchanged");
+    // What the server shows may be kept as a file.
+    file("web.yaml", &server.challenge(&["get", "web", "-o", "yaml"]).out);
+    assert_eq!(apply(&[]).1, "0 created, 0 changed, 0 removed, 1 unchanged");
+    // All or nothing.
     file("bad.yaml", "id: bad\nname: Bad\nimage: i\nport: 1\ncpu_count: 3\n");
-    let (code, _, said) = apply(&[]);
-    assert_eq!(code, 7, "{}", said.err);
-    assert!(said.err.contains("bad.yaml was not applied"), "{}", said.err);
-    assert!(said.err.contains("cpu_count must be one of 1, 2, 4"), "{}", said.err);
+    file("good.yaml", "id: good\nname: Good\nimage: i\nport: 1\n");
+    for more in [&["--dry-run"][..], &[]] {
+        let (code, _, said) = apply(more);
+        assert_eq!(code, 7, "{}", said.err);
+        assert!(said.err.contains("bad.yaml: cpu_count must be one of 1, 2, 4"), "{}", said.err);
+        assert!(
+            said.err.contains("1 of 2 changes would be refused; nothing was done"),
+            "{}",
+            said.err
+        );
+        assert_eq!(server.challenge(&["list", "-o", "name"]).out, "web\n");
+    }
+    // An empty directory is a mistake, and not the wish for an empty catalogue.
+    let empty = tempfile::tempdir().unwrap();
+    let path = empty.path().to_str().unwrap();
+    assert_eq!(server.challenge(&["apply", "--prune", "-f", path]).code, 2);
+    assert_eq!(server.challenge(&["list", "-o", "name"]).out, "web\n");
 }
 
 #[test]

@@ -12,6 +12,7 @@
 
   let token = null;
   let refused = null; // The last token that was not good.
+  let again = 0; // How often that one is tried once more: its time may be about to come.
   let asking = 0; // The timer of the next question to the platform.
   let patience = 0; // How long until that question, in milliseconds.
   let following = null; // The AbortController of the stream.
@@ -26,6 +27,11 @@
   function take(value) {
     // A platform whose own session is over has none but the refused one, and gives it every time.
     if (typeof value !== "string" || value === "" || value === token || value === refused) return;
+    again = 3;
+    use(value);
+  }
+
+  function use(value) {
     token = value;
     clearTimeout(asking);
     say("");
@@ -69,6 +75,10 @@
     seen = null;
     following?.abort();
     show("signed-out", "Not signed in", OVER);
+    if (again > 0) {
+      again -= 1;
+      setTimeout(() => { if (token === null && refused === used) use(used); }, 3000);
+    }
     ask();
   }
 
@@ -88,10 +98,17 @@
     let pause = 500;
     const used = token;
     while (!mine.signal.aborted) {
+      // A connection may be dead without a word; the server says something every 15 seconds.
+      const line = new AbortController();
+      const cut = () => line.abort();
+      mine.signal.addEventListener("abort", cut);
+      let deaf = 0;
+      const heard = () => { clearTimeout(deaf); deaf = setTimeout(cut, 40000); };
       try {
+        heard();
         const answer = await fetch(`${path}/events`, {
           headers: bearer(used),
-          signal: mine.signal,
+          signal: line.signal,
           cache: "no-store",
         });
         if (answer.status === 401) return refuse(used);
@@ -99,7 +116,7 @@
         if (!answer.ok) throw new Error(String(answer.status));
         pause = 500;
         patience = 0;
-        for await (const state of states(answer.body)) {
+        for await (const state of states(answer.body, heard)) {
           if (mine.signal.aborted) return;
           seen = state;
           skew = Date.parse(state.now) - Date.now();
@@ -108,18 +125,22 @@
       } catch (error) {
         if (mine.signal.aborted) return;
         show("loading", "Reconnecting…", "The server does not answer. Trying again.");
+      } finally {
+        clearTimeout(deaf);
+        mine.signal.removeEventListener("abort", cut);
       }
       await new Promise((resolve) => setTimeout(resolve, pause));
       pause = Math.min(pause * 2, 10000);
     }
   }
 
-  async function* states(body) {
+  async function* states(body, heard) {
     const reader = body.pipeThrough(new TextDecoderStream()).getReader();
     let rest = "";
     for (;;) {
       const { value, done } = await reader.read();
       if (done) return;
+      heard();
       rest += value;
       const events = rest.split("\n\n");
       rest = events.pop();

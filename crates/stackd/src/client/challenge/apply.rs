@@ -35,7 +35,8 @@ enum Step<'a> {
 
 pub(super) async fn run(args: &ApplyArgs, api: &Api) -> anyhow::Result<()> {
     let files = file::read_all(&args.file)?;
-    if files.is_empty() && !args.prune {
+    // With --prune it would remove every challenge: whoever means that says so by `delete`.
+    if files.is_empty() {
         let text = format!("{} holds no *.yaml, *.yml or *.json", args.file.display());
         return Err(Failure::new(Exit::Usage, text).into());
     }
@@ -66,9 +67,20 @@ pub(super) async fn run(args: &ApplyArgs, api: &Api) -> anyhow::Result<()> {
         ("removed", steps.iter().filter(|s| matches!(s, Step::Remove(_))).count()),
         ("unchanged", unchanged),
     ];
+    // Nothing is applied where not all of it could be.
+    let refused = carry_out(&steps, api, true).await?;
+    if refused > 0 {
+        let text =
+            format!("{refused} of {} changes would be refused; nothing was done", steps.len());
+        return Err(Failure::new(Exit::Rejected, text).into());
+    }
     if !args.dry_run {
-        for step in &steps {
-            carry_out(step, api).await?;
+        let refused = carry_out(&steps, api, false).await?;
+        if refused > 0 {
+            let text = format!("{refused} of {} changes were not applied", steps.len());
+            return Err(Failure::new(Exit::Rejected, text)
+                .hint("the others were; the same command goes on with what is left")
+                .into());
         }
     }
     let counts: Vec<_> = counts.iter().map(|(word, count)| format!("{count} {word}")).collect();
@@ -108,19 +120,45 @@ fn short(value: &Value) -> String {
     }
 }
 
-async fn carry_out(step: &Step<'_>, api: &Api) -> anyhow::Result<()> {
-    let (what, result) = match step {
+/// Takes all steps, or only tries them, and tells of each that the server refuses: so many.
+async fn carry_out(steps: &[Step<'_>], api: &Api, dry_run: bool) -> anyhow::Result<usize> {
+    let mut refused = 0;
+    for step in steps {
+        let (what, result) = carry_out_one(step, api, dry_run).await;
+        match result {
+            Ok(()) => {}
+            Err(error) if is_refusal(&error) => {
+                refused += 1;
+                eprintln!("error: {what}: {error:#}");
+            }
+            Err(error) => return Err(error.context(format!("{what} was not applied"))),
+        }
+    }
+    Ok(refused)
+}
+
+/// Whether the server has understood and does not want it; then the others may still go.
+fn is_refusal(error: &anyhow::Error) -> bool {
+    let exit = error.downcast_ref::<Failure>().map(Failure::exit);
+    matches!(exit, Some(Exit::Rejected | Exit::NotFound))
+}
+
+async fn carry_out_one(step: &Step<'_>, api: &Api, dry_run: bool) -> (String, anyhow::Result<()>) {
+    let trial: &[_] = if dry_run { &[("dry_run", "true")] } else { &[] };
+    match step {
         Step::Create(file) => {
-            let request = api.request(Method::POST, &["challenges"]).json(&file.body());
-            (file.path.display().to_string(), api.json(request).await.map(drop))
+            let request = api.request(Method::POST, &["challenges"]).query(trial);
+            let answer = api.json(request.json(&file.body())).await;
+            (file.path.display().to_string(), answer.map(drop))
         }
         Step::Edit(file, differences) => {
             let body: Map<String, Value> =
                 differences.iter().map(|d| (d.field.to_owned(), d.to.clone())).collect();
-            let request = api.request(Method::PATCH, &["challenges", file.id()]).json(&body);
-            (file.path.display().to_string(), api.json(request).await.map(drop))
+            let request = api.request(Method::PATCH, &["challenges", file.id()]).query(trial);
+            let answer = api.json(request.json(&body)).await;
+            (file.path.display().to_string(), answer.map(drop))
         }
+        Step::Remove(id) if dry_run => (id.clone(), Ok(())),
         Step::Remove(id) => (id.clone(), remove(api, id, false).await),
-    };
-    result.map_err(|error| error.context(format!("{what} was not applied")))
+    }
 }

@@ -1,8 +1,11 @@
 //! A challenge's file, and how it differs from what a server has.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use stackd_core::challenge::concealed;
 
@@ -49,16 +52,43 @@ fn wrong(path: &Path, why: impl std::fmt::Display) -> anyhow::Error {
         .into()
 }
 
+/// The variables of a file, as they are written.
+#[derive(Deserialize)]
+struct Written {
+    extra_config: WrittenExtra,
+}
+
+#[derive(Deserialize)]
+struct WrittenExtra {
+    env: BTreeMap<String, Option<String>>,
+}
+
+fn yaml<T: DeserializeOwned>(path: &Path, text: &str) -> anyhow::Result<T> {
+    let options = serde_saphyr::options! { strict_booleans: true, with_snippet: false };
+    serde_saphyr::from_str_with_options(text, options).map_err(|error| {
+        let why = match &error {
+            serde_saphyr::Error::MultipleDocuments { .. } => {
+                "holds several challenges: each has a file of its own".to_owned()
+            }
+            error => error.render_with_formatter(&serde_saphyr::UserMessageFormatter),
+        };
+        wrong(path, why)
+    })
+}
+
 /// Reads a file.
 pub(super) fn read(path: &Path) -> anyhow::Result<File> {
     let text = std::fs::read_to_string(path)
         .with_context(|| format!("{} cannot be read", path.display()))?;
-    let value: Value = serde_saphyr::from_str(&text).map_err(|error| wrong(path, error))?;
+    let value: Value = yaml(path, &text)?;
     let Value::Object(mut fields) = value else {
         return Err(wrong(path, "is not one challenge: it must have fields such as id and name"));
     };
-    // How a JSON file names its schema.
-    fields.remove("$schema");
+    // How a JSON file names its schema; and what a server shows of a challenge, which may be kept as
+    // its file.
+    for field in ["$schema", "created_at", "updated_at"] {
+        fields.remove(field);
+    }
     if let Some(unknown) = fields.keys().find(|key| !KNOWN.contains(&key.as_str())) {
         return Err(wrong(path, format!("there is no field {unknown:?}")));
     }
@@ -68,6 +98,15 @@ pub(super) fn read(path: &Path) -> anyhow::Result<File> {
         }
     }
     // The API takes these options as a text, which nobody wants to write in YAML.
+    if let Some(Value::Object(extra)) = fields.get_mut("extra_config")
+        && let Some(Value::Object(env)) = extra.get_mut("env")
+        && env.values().all(|value| !value.is_object() && !value.is_array())
+    {
+        // Variables are texts, as they are written: 0755 and 1.10 are no numbers here.
+        let written: Written = yaml(path, &text)?;
+        let variables = written.extra_config.env.into_iter();
+        *env = variables.map(|(name, value)| (name, value.unwrap_or_default().into())).collect();
+    }
     if let Some(extra @ Value::Object(_)) = fields.get("extra_config") {
         let text = extra.to_string();
         fields.insert("extra_config".to_owned(), Value::String(text));
@@ -203,6 +242,24 @@ mod tests {
     }
 
     #[test]
+    fn variables_are_texts_as_they_are_written() {
+        let yaml = "id: web\nname: n\nimage: web:1\nport: 80\nextra_config:\n  env:\n    A: 0755\n    \
+                    B: 1.10\n    C: no\n    D: 1e3\n    E: true\n    F:\n    G: '0x1'\n    H: 7\n";
+        let body = file(yaml).unwrap().body();
+        assert_eq!(body["name"], "n");
+        let env =
+            r#"{"A":"0755","B":"1.10","C":"no","D":"1e3","E":"true","F":"","G":"0x1","H":"7"}"#;
+        assert_eq!(body["extra_config"], format!("{{\"env\":{env}}}"));
+    }
+
+    #[test]
+    fn what_a_server_shows_is_a_file() {
+        let yaml = "id: web\nname: Web\nimage: web:1\nport: 80\ncreated_at: 2026-01-02T03:04:05Z\n\
+                    updated_at: 2026-01-02T03:04:05Z\nextra_config: '{\"env\":{\"A\":\"b\"}}'\n";
+        assert_eq!(file(yaml).unwrap().body()["extra_config"], r#"{"env":{"A":"b"}}"#);
+    }
+
+    #[test]
     fn a_flag_is_compared_by_its_fingerprint() {
         let yaml = "id: web\nname: Web\nimage: web:1\nport: 80\n\
                     extra_config: {flag: {value: \"ctf{x}\"}}\n";
@@ -221,6 +278,7 @@ mod tests {
             ("id: web\n", "name is missing"),
             ("id: web\nname: Web\nimagee: x\n", "there is no field \"imagee\""),
             ("id: [\n", "web.yaml"),
+            ("id: web\nname: Web\n---\nid: two\n", "each has a file of its own"),
         ] {
             let error = file(yaml).unwrap_err().to_string();
             assert!(error.contains("web.yaml") && error.contains(part), "{error}");

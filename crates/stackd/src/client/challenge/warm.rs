@@ -58,7 +58,8 @@ async fn one(api: &Api, id: &str, bar: Option<&ProgressBar>) -> anyhow::Result<V
                 serde_json::from_slice(&line).context("the server said something else")?;
             let (image, state) = (text(&line, "image"), text(&line, "state"));
             if let Some(bar) = bar {
-                bar.set_message(format!("{state} {image}"));
+                let long = line["seconds"].as_u64().map(|seconds| format!(", {seconds} s"));
+                bar.set_message(format!("{state} {image}{}", long.unwrap_or_default()));
             }
             match state {
                 "ready" => say(bar, &format!("{id}: {image} is ready"))?,

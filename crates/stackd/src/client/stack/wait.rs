@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use reqwest::Method;
 use serde_json::Value;
+use stackd_core::stack::reason;
 
 use super::show::Stack;
 use crate::client::Api;
@@ -99,7 +100,14 @@ fn ended(stack: &Stack) -> Failure {
     let why = why(stack);
     let text = format!("{id} is {}: {why}", stack.status);
     let text = text.trim_end_matches([':', ' ']).to_owned();
-    Failure::new(Exit::Ended, text).hint(format!("`stackd stack logs {id}` shows what it wrote"))
+    let failure = Failure::new(Exit::Ended, text);
+    // What never ran has written nothing; the events tell how far it came.
+    match stack.reason.as_deref() {
+        Some(reason::IMAGE_PULL | reason::IMAGE_NEVER_PULL | reason::START_ERROR) => failure,
+        _ => failure.hint(format!(
+            "`stackd stack logs {id}` shows what it wrote; -c CONTAINER names another container"
+        )),
+    }
 }
 
 /// A line that moves while something is waited for; only on a terminal.
