@@ -59,15 +59,21 @@ impl Leftovers {
                 return Ok(());
             }
             let file = StoreConfig::Sqlite { path: path.clone(), ballast_bytes: 0 };
-            let store = Store::open(file).await.map_err(|error| error.to_string())?;
-            left = store.load().await.map_err(|error| error.to_string())?.stacks;
+            // The server writes to it meanwhile, so that it may be locked for a moment.
+            let loaded = match Store::open(file).await {
+                Ok(store) => store.load().await,
+                Err(error) => Err(error),
+            };
+            left = match loaded {
+                Ok(found) => found.stacks.iter().map(|stack| stack.id.to_string()).collect(),
+                Err(error) => vec![error.to_string()],
+            };
             if left.is_empty() {
                 return Ok(());
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        let ids: Vec<_> = left.iter().map(|stack| stack.id.to_string()).collect();
-        Err(format!("rows are left of {}", ids.join(", ")))
+        Err(format!("rows are left of {}", left.join(", ")))
     }
 
     /// Waits until nothing of the server is left but its files.

@@ -94,7 +94,10 @@ impl Members {
     /// The text is `detail` in the other form; a list of what is wrong has another name there.
     fn of(body: &Value) -> Option<Self> {
         let mut members = body.as_object()?.clone();
-        members.remove("error");
+        // What the other form has by itself.
+        for taken in ["error", "type", "title", "status", "instance"] {
+            members.remove(taken);
+        }
         if let Some(list) = members.remove("detail").filter(Value::is_array) {
             members.insert("errors".to_owned(), list);
         }

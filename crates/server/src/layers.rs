@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
@@ -37,6 +37,7 @@ pub(crate) async fn observe(
     // Whoever the request is passed on to logs it under the same id.
     request.headers_mut().insert(REQUEST_ID, id.clone());
     let (method, uri) = (request.method().clone(), request.uri().clone());
+    let is_http1 = request.version() <= Version::HTTP_11;
     let wants_problem = fault::wants_problem(request.headers());
     let route = request.extensions().get::<MatchedPath>().cloned();
     let route = route.as_ref().map_or("unmatched", |route| route.as_str());
@@ -49,6 +50,10 @@ pub(crate) async fn observe(
             response = fault::as_problem(response, uri.path());
         }
         response.headers_mut().insert(REQUEST_ID, id.clone());
+        if is_http1 && state.stopping().is_cancelled() {
+            // The next request is for another server; the one after this, when it has started again.
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         let status = response.status();
         let took = begun.elapsed();
         let (code, latency_ms) = (status.as_u16(), took.as_secs_f64() * 1000.0);

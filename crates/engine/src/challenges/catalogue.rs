@@ -12,6 +12,7 @@ use super::play::live_stack;
 use super::{ChallengeError, DIALECT, Marked, warm, word};
 use crate::book::SharedEngine;
 use crate::command::Unavailable;
+use crate::live::LiveStack;
 use crate::remove;
 use crate::shared::unavailable;
 use crate::view::View;
@@ -183,7 +184,7 @@ fn new(
     }
     // A number that is asked for may be that of a challenge which was removed by mistake, but no stack
     // of that one is to be taken for one of this.
-    if !live_stacks_of(shared, next).is_empty() {
+    if stacks_of(shared, next).next().is_some() {
         return Err(ChallengeError::NumberUsed);
     }
     Ok(challenge)
@@ -239,14 +240,18 @@ async fn change(
     Ok(after)
 }
 
-fn live_stacks_of(shared: &SharedEngine, number: ChallengeNumber) -> Vec<StackId> {
+/// The stacks of a challenge, also those that have ended and are kept.
+fn stacks_of(
+    shared: &SharedEngine,
+    number: ChallengeNumber,
+) -> impl Iterator<Item = Arc<LiveStack>> + use<> {
     let slot = number.to_string();
     let live = shared.view.live.read();
     let ours = live.after(None).filter(|live| {
         let owner = &live.stack.owner;
-        owner.dialect == DIALECT && owner.slot == slot && live.stack.is_active()
+        owner.dialect == DIALECT && owner.slot == slot
     });
-    ours.map(|live| live.stack.id).collect()
+    ours.cloned().collect::<Vec<_>>().into_iter()
 }
 
 async fn delete(
@@ -259,7 +264,9 @@ async fn delete(
     // The stacks go first and the challenge last: after a crash in between, it can be asked again.
     let _gate = shared.view.board.gate.write().await;
     if destroy {
-        end(shared, live_stacks_of(shared, challenge.number)).await?;
+        let live = stacks_of(shared, challenge.number).filter(|live| live.stack.is_active());
+        let live: Vec<_> = live.map(|live| live.stack.id).collect();
+        end(shared, live).await?;
     }
     write(shared, vec![Change::RemoveChallenge(challenge.number)]).await?;
     shared.view.board.remove(&challenge);

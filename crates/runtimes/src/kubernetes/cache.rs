@@ -5,12 +5,13 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use stackd_core::runtime::{Observation, ObservedStack, Placement, PortsTaken, RuntimeState};
-use stackd_core::stack::{Condition, reason};
+use stackd_core::runtime::{Observation, PortsTaken, RuntimeState};
+use stackd_core::stack::reason;
 use stackd_core::{PortMapping, Protocol, StackId};
 use tokio::sync::{Notify, mpsc};
 
-use super::status::{Judgement, NodeView, Over, PodView};
+use super::entry::{Action, Entry, ServiceView};
+use super::status::{NodeView, Over};
 
 /// How long a node port that another's service holds is left alone.
 const FOREIGN_FOR: Duration = Duration::from_secs(60);
@@ -29,68 +30,6 @@ pub(super) enum Kind {
 pub(super) struct Seen<T> {
     pub(super) view: T,
     round: u32,
-}
-
-/// What is kept of a policy.
-#[derive(Debug)]
-pub(super) struct PolicyView {
-    pub(super) uid: Box<str>,
-    pub(super) generation: u64,
-    pub(super) epoch: u64,
-    pub(super) deleting: bool,
-}
-
-/// What is kept of a service.
-#[derive(Debug)]
-pub(super) struct ServiceView {
-    pub(super) uid: Box<str>,
-    pub(super) generation: u64,
-    pub(super) deleting: bool,
-    pub(super) ports: Box<[PortMapping]>,
-}
-
-/// A stack of which the cluster has something.
-#[derive(Debug, Default)]
-pub(super) struct Entry {
-    pub(super) policy: Option<Seen<PolicyView>>,
-    pub(super) service: Option<Seen<ServiceView>>,
-    pub(super) pod: Option<Seen<PodView>>,
-    /// The ports of its service, also when that is gone.
-    pub(super) ports: Box<[PortMapping]>,
-    /// All three were there at once: what is missing from then on was taken away.
-    pub(super) complete: bool,
-    pub(super) over: Option<Box<Over>>,
-    /// Its end was asked for, so that it is brought about whether anybody observes or not.
-    pub(super) ending: bool,
-    /// Its node ports have taken a connection.
-    pub(super) accepts: bool,
-    /// It is being made, or removed, by us.
-    pub(super) making: bool,
-    pub(super) removing: bool,
-    pub(super) acting: Acting,
-    told: Option<Box<ObservedStack>>,
-}
-
-/// What is being done about a stack besides what the engine asks for.
-#[derive(Debug, Default)]
-pub(super) struct Acting {
-    pub(super) dialing: bool,
-    pub(super) killing: bool,
-    pub(super) dropping: bool,
-    pub(super) restoring: bool,
-}
-
-/// What is to be done about a stack, so that it is as it is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Action {
-    /// Find out when its node ports take traffic.
-    Dial,
-    /// End what still runs of it, and keep the pod with its logs.
-    Kill,
-    /// Take its service away: it has ended, and its ports go back.
-    DropService,
-    /// Make its service anew: somebody has deleted it.
-    RestoreService,
 }
 
 /// Everything that is known.
@@ -317,7 +256,7 @@ impl State {
         // A service that is not there although the pod has come to a node was taken away while nobody
         // looked, or was about to be made.
         let placed = entry.pod.as_ref().is_some_and(|pod| pod.view.node.is_some());
-        let known = !entry.making && !entry.ports.is_empty() && placed;
+        let known = !entry.begun && !entry.ports.is_empty() && placed;
         if entry.policy.is_some() && entry.pod.is_some() && (entry.service.is_some() || known) {
             entry.complete = true;
         }
@@ -340,10 +279,9 @@ impl State {
 
     /// Nothing is left of a stack.
     fn forget(&mut self, id: StackId) {
-        if !self.acts() {
+        if !self.acts() && self.expectant.is_empty() {
             // Another server has given its ports back; whoever acts here does that by itself.
             self.claims.retain(|_, holder| *holder != id);
-            self.locks.remove(&id);
         }
         if let Some(entry) = self.entries.remove(&id)
             && !entry.removing
@@ -395,140 +333,6 @@ impl State {
         };
         let stacks = self.entries.iter().filter(|(_, entry)| there(entry));
         stacks.map(|(id, _)| *id).collect()
-    }
-}
-
-impl Entry {
-    /// How it is, and what is to be done about that; without `acts`, nothing that changes anything.
-    fn state(
-        &mut self,
-        nodes: &HashMap<Box<str>, Seen<NodeView>>,
-        lost: &HashSet<Box<str>>,
-        acts: bool,
-        actions: &mut Vec<Action>,
-    ) -> RuntimeState {
-        let node = self.pod.as_ref().and_then(|pod| pod.view.node.as_deref());
-        let node_ready = node.and_then(|n| nodes.get(n)).is_some_and(|node| node.view.ready);
-        if let (None, Some(pod)) = (&self.over, &self.pod) {
-            let evicted = pod.view.deleting
-                && pod.view.disruption.as_deref() == Some("DeletionByTaintManager");
-            let over = match (node, pod.view.judge()) {
-                // How containers end that somebody takes away says nothing of them.
-                (_, Judgement::Over(over)) if !pod.view.deleting => Some(over),
-                (Some(node), _) if lost.contains(node) || (evicted && !node_ready) => {
-                    Some(Over::node_lost(node))
-                }
-                _ => None,
-            };
-            self.over = over.map(Box::new);
-        }
-        // Nothing closes off any more what is left.
-        if self.over.is_none() && self.complete && self.policy.is_none() && self.pod.is_some() {
-            let over = Over::failed(reason::LOST, "its network policy was deleted");
-            self.over = Some(Box::new(over));
-        }
-        if let Some(over) = &self.over {
-            let node_lost = over.outcome == stackd_core::runtime::Outcome::NodeLost;
-            let runs = self.pod.as_ref().is_some_and(|pod| !pod.view.phase.is_over()) && !node_lost;
-            if acts && runs && !std::mem::replace(&mut self.acting.killing, true) {
-                actions.push(Action::Kill);
-            }
-            let service = self.service.is_some();
-            if acts && service && !std::mem::replace(&mut self.acting.dropping, true) {
-                actions.push(Action::DropService);
-            }
-            if runs || service {
-                let condition = Some(over.condition.clone());
-                return RuntimeState::Running { ready: false, condition };
-            }
-            return RuntimeState::Ended {
-                outcome: over.outcome,
-                exit_code: over.exit_code,
-                condition: over.condition.clone(),
-                at: over.at,
-            };
-        }
-        let lacks = self.pod.is_none() || self.service.is_none() || self.policy.is_none();
-        if lacks && !self.making && !self.complete {
-            return RuntimeState::Incomplete;
-        }
-        let Some(pod) = &self.pod else {
-            return RuntimeState::Starting { condition: None };
-        };
-        if acts
-            && self.service.is_none()
-            && !self.making
-            && !pod.view.deleting
-            && self.policy.as_ref().is_some_and(|policy| !policy.view.deleting)
-            && !std::mem::replace(&mut self.acting.restoring, true)
-        {
-            actions.push(Action::RestoreService);
-        }
-        if pod.view.deleting {
-            let condition = Some(Condition::new("Terminating", "the pod is being deleted"));
-            return RuntimeState::Running { ready: false, condition };
-        }
-        match pod.view.judge() {
-            Judgement::Running { ready: true, .. } if !self.accepts => {
-                if self.ports.iter().all(|port| port.protocol != Protocol::Tcp) {
-                    self.accepts = self.service.is_some();
-                } else if !std::mem::replace(&mut self.acting.dialing, true) {
-                    actions.push(Action::Dial);
-                }
-                if self.accepts {
-                    return RuntimeState::Running { ready: true, condition: None };
-                }
-                let text = "the containers are ready, and the node port does not take traffic yet";
-                let condition = Some(Condition::new(reason::NOT_READY, text));
-                RuntimeState::Running { ready: false, condition }
-            }
-            Judgement::Running { ready, condition } => {
-                let silent = || Condition::new("NodeNotReady", "the node does not answer");
-                let condition = if ready || node_ready { condition } else { Some(silent()) };
-                RuntimeState::Running { ready, condition }
-            }
-            Judgement::Starting(condition) => RuntimeState::Starting { condition },
-            // Over is handled above.
-            Judgement::Over(over) => {
-                RuntimeState::Running { ready: false, condition: Some(over.condition) }
-            }
-        }
-    }
-
-    fn observed(
-        &self,
-        id: StackId,
-        state: RuntimeState,
-        nodes: &HashMap<Box<str>, Seen<NodeView>>,
-    ) -> ObservedStack {
-        let node = self.pod.as_ref().and_then(|pod| pod.view.node.as_deref());
-        // Who is told of a place takes the stack for accepted, which it is not before its node ports
-        // are its own.
-        let placed = self.service.is_some() || self.over.is_some();
-        let placement = node.filter(|_| placed).map(|node| Placement {
-            node: node.to_owned(),
-            public_ip: nodes.get(node).and_then(|n| n.view.public_ip.as_deref()).map(str::to_owned),
-        });
-        let before = self.told.as_deref();
-        let restarts = self.pod.as_ref().map(|pod| pod.view.restarts());
-        let generation = self.policy.as_ref().map(|policy| policy.view.generation);
-        ObservedStack {
-            id,
-            generation: generation.or(before.map(|told| told.generation)).unwrap_or(0),
-            state,
-            placement: placement.or_else(|| before.and_then(|told| told.placement.clone())),
-            restarts: restarts.or(before.map(|told| told.restarts)).unwrap_or(0),
-        }
-    }
-
-    /// Nothing of it runs any more, and its ports are given back.
-    pub(super) fn has_ended(&self) -> bool {
-        let node_lost = self
-            .over
-            .as_ref()
-            .is_some_and(|over| over.outcome == stackd_core::runtime::Outcome::NodeLost);
-        let pod_over = self.pod.as_ref().is_none_or(|pod| pod.view.phase.is_over()) || node_lost;
-        pod_over && self.service.is_none()
     }
 }
 

@@ -3,9 +3,9 @@
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
 
-use k8s_openapi::api::core::v1::{Container, Node, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::node::v1::RuntimeClass;
-use kube::api::{ListParams, ObjectMeta, PostParams};
+use kube::api::{ListParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 use parking_lot::Mutex;
@@ -19,6 +19,7 @@ use super::error::chain;
 use super::inner::Inner;
 use super::make::NOT_KEPT;
 use super::node::makes_user_namespaces;
+use super::objects;
 use super::status::NodeView;
 
 /// The cluster cannot be used as the settings say.
@@ -90,20 +91,13 @@ pub(super) async fn keeps_user_namespaces(
     client: &Client,
 ) -> kube::Result<bool> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), &config.namespace);
-    let container = Container { name: "trial".to_owned(), ..Container::default() };
-    let trial = Pod {
-        metadata: ObjectMeta { name: Some("stackd-trial".to_owned()), ..ObjectMeta::default() },
-        spec: Some(PodSpec {
-            containers: vec![Container { image: Some("trial".to_owned()), ..container }],
-            host_users: Some(false),
-            ..PodSpec::default()
-        }),
-        status: None,
-    };
     let params = PostParams { dry_run: true, ..PostParams::default() };
-    match pods.create(&params, &trial).await {
+    match pods.create(&params, &objects::trial(config)).await {
         Ok(pod) => Ok(pod.spec.is_some_and(|spec| spec.host_users == Some(false))),
-        Err(kube::Error::Api(_)) => Ok(true),
+        Err(kube::Error::Api(status)) if matches!(status.code, 400 | 403 | 422) => {
+            tracing::warn!(why = status.message, "user namespaces cannot be tried here");
+            Ok(true)
+        }
         Err(failure) => Err(failure),
     }
 }

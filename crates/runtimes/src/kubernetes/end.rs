@@ -35,7 +35,7 @@ impl Inner {
         });
         drop(guard);
         let ended = self.until(id, |inner| {
-            inner.state.lock().entries.get(&id).is_none_or(super::cache::Entry::has_ended)
+            inner.state.lock().entries.get(&id).is_none_or(super::entry::Entry::has_ended)
         });
         if tokio::time::timeout(PATIENCE, ended).await.is_err() {
             return Err(error::retry(format!("{id} has not ended in time")));
@@ -91,6 +91,8 @@ impl Inner {
                 let what = format!("removing {id} by its parts");
                 self.call(&what, self.delete_service(id)).await?;
                 self.call(&what, self.delete_pod(id)).await?;
+                // What waits for the collector would wait for ever.
+                self.call(&what, self.release_policy(id)).await?;
             }
             self.until(id, |inner| inner.is_gone(id) || inner.is_stranded(id)).await;
             if !self.is_on_lost_node(id) {
@@ -167,6 +169,13 @@ impl Inner {
         let uid = self.of_entry(id, |entry| entry.pod.as_ref().map(|it| it.view.uid.clone()));
         let Some(uid) = uid else { return Ok(()) };
         delete(&self.pods, &id.to_string(), uid, DeleteParams::default()).await
+    }
+
+    /// Takes the policy away without waiting for what it owned.
+    async fn release_policy(&self, id: StackId) -> kube::Result<()> {
+        let uid = self.of_entry(id, |entry| entry.policy.as_ref().map(|it| it.view.uid.clone()));
+        let Some(uid) = uid else { return Ok(()) };
+        delete(&self.policies, &id.to_string(), uid, DeleteParams::background()).await
     }
 
     /// Waits until something holds of a stack, looking at every change of it.

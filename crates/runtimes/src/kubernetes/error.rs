@@ -63,7 +63,9 @@ fn of_status(what: &str, status: &Status) -> RuntimeError {
         400 | 422 => rejected(plain(message), operator),
         // A token that is being replaced, or an API server that does not know all roles yet.
         401 => retry(operator),
-        403 if message.contains(" cannot ") && message.contains(" resource ") => retry(operator),
+        403 if ["User \"", " cannot ", " resource "].iter().all(|word| message.contains(word)) => {
+            retry(operator)
+        }
         403 | 405 | 406 | 415 => failed(operator),
         _ => retry(operator),
     }

@@ -22,8 +22,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::cache::{Action, Entry, Kind, State};
+use super::cache::{Kind, State};
 use super::config::KubernetesConfig;
+use super::entry::{Action, Entry};
 use super::status::{NodeView, Over};
 use super::{dial, error, objects, watches};
 
@@ -171,8 +172,17 @@ impl Inner {
         let patience = self.config.node_lost_after.saturating_mul(SILENT_FOR_LONGER);
         tokio::time::sleep(patience.saturating_add(COLLECTOR_LAG)).await;
         loop {
-            if !self.state.lock().is_silent_since(&name, since) {
-                return;
+            let acts = {
+                let state = self.state.lock();
+                if !state.is_silent_since(&name, since) {
+                    return;
+                }
+                state.acts()
+            };
+            if !acts {
+                // Whoever leads decides that, by its own clock.
+                tokio::time::sleep(RETRY.1).await;
+                continue;
             }
             // A watch may lag, and this cannot be taken back.
             let what = format!("looking for node {name}");
@@ -199,12 +209,7 @@ impl Inner {
     /// A node is not listed any more. Its stacks are given up only after it was asked for by name:
     /// that cannot be taken back.
     pub(super) fn node_gone(self: &Arc<Self>, name: Box<str>) {
-        {
-            let mut state = self.state.lock();
-            state.nodes.remove(&name);
-            // One of the same name is another.
-            state.silent.remove(&name);
-        }
+        self.state.lock().nodes.remove(&name);
         let inner = Arc::clone(self);
         self.spawn(async move {
             let what = format!("looking for node {name}");
@@ -218,6 +223,8 @@ impl Inner {
                 if state.nodes.contains_key(&name) {
                     return;
                 }
+                // One of the same name is another.
+                state.silent.remove(&name);
                 state.lose_node(&name)
             };
             for id in stacks {

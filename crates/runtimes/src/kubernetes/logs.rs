@@ -16,9 +16,9 @@ use super::status::State as ContainerState;
 
 /// How many lines wait for a reader.
 const AHEAD: usize = 256;
-/// The most bytes of a line that are kept: a longer one, which the kubelet puts together without end,
-/// is told in parts.
-const MOST_LINE_BYTES: u64 = 1 << 20;
+/// The most bytes of a line that are kept, as many as a container's runtime keeps of one: a longer one,
+/// which the kubelet puts together without end, is told in parts.
+const MOST_LINE_BYTES: u64 = 16 << 10;
 
 type Lines = BoxStream<'static, Result<LogLine, RuntimeError>>;
 type Sender = mpsc::Sender<Result<LogLine, RuntimeError>>;
@@ -233,11 +233,11 @@ mod tests {
     #[tokio::test]
     async fn a_line_without_end_is_told_in_parts() {
         const AT: &[u8] = b"2026-01-02T03:04:05Z ";
-        let long = vec![b'x'; 5 << 19];
+        let long = vec![b'x'; 40 << 10];
         let log = [AT, &long, b"\n", AT, b"next\n"].concat();
         let lines = read(log).await;
         let sizes: Vec<_> = lines.iter().map(|line| line.text.len()).collect();
-        assert_eq!(sizes, [(1 << 20) - AT.len(), 1 << 20, (1 << 19) + AT.len(), 4]);
+        assert_eq!(sizes, [(16 << 10) - AT.len(), 16 << 10, (8 << 10) + AT.len(), 4]);
         assert!(lines.iter().all(|line| line.at == lines[0].at));
     }
 

@@ -82,6 +82,7 @@ impl Inner {
             return Ok(None);
         }
         entry.making = true;
+        entry.begun = true;
         Ok(Some(there))
     }
 
@@ -113,12 +114,11 @@ impl Inner {
             self.post(&self.services, &service, id, request.generation).await
         };
         let pod = async {
-            if there.pod {
-                return Ok(());
-            }
             let wanted = self.user_namespaces.contains(&request.runtime_class);
-            let pod = objects::pod(&self.config, request, wanted, owner.clone());
-            self.post(&self.pods, &pod, id, request.generation).await?;
+            if !there.pod {
+                let pod = objects::pod(&self.config, request, wanted, owner.clone());
+                self.post(&self.pods, &pod, id, request.generation).await?;
+            }
             let has = self.of_entry(id, |entry| Some(entry.pod.as_ref()?.view.user_namespace));
             if wanted && has == Some(false) {
                 return Err(error::failed(format!("making the pod of {id}: {NOT_KEPT}")));

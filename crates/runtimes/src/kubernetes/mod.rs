@@ -12,6 +12,7 @@ mod config;
 mod connect;
 mod dial;
 mod end;
+mod entry;
 mod error;
 mod exec;
 mod inner;

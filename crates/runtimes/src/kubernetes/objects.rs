@@ -13,7 +13,7 @@ use k8s_openapi::api::networking::v1::{
     NetworkPolicy, NetworkPolicyIngressRule, NetworkPolicyPort, NetworkPolicySpec,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, OwnerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use stackd_core::isolation;
 use stackd_core::runtime::EnsureRequest;
@@ -226,6 +226,49 @@ fn container(
             ..SecurityContext::default()
         }),
         ..Container::default()
+    }
+}
+
+/// A pod like those of stacks, to be made as a trial only: what a cluster lets in of stacks it should let
+/// in of this.
+pub(super) fn trial(config: &KubernetesConfig) -> Pod {
+    let amount = |text: &str| Quantity(text.to_owned());
+    let amounts = BTreeMap::from([
+        ("cpu".to_owned(), amount("100m")),
+        ("memory".to_owned(), amount("64Mi")),
+        ("ephemeral-storage".to_owned(), Quantity(config.default_disk_bytes.to_string())),
+    ]);
+    Pod {
+        metadata: ObjectMeta { name: Some("stackd-trial".to_owned()), ..ObjectMeta::default() },
+        spec: Some(PodSpec {
+            containers: vec![Container {
+                name: "trial".to_owned(),
+                image: Some("trial".to_owned()),
+                resources: Some(ResourceRequirements {
+                    limits: Some(amounts.clone()),
+                    requests: Some(amounts),
+                    ..ResourceRequirements::default()
+                }),
+                security_context: Some(SecurityContext {
+                    allow_privilege_escalation: Some(false),
+                    capabilities: Some(Capabilities {
+                        drop: Some(vec!["ALL".to_owned()]),
+                        add: None,
+                    }),
+                    ..SecurityContext::default()
+                }),
+                ..Container::default()
+            }],
+            automount_service_account_token: Some(false),
+            host_users: Some(false),
+            security_context: Some(PodSecurityContext {
+                seccomp_profile: Some(runtime_default()),
+                run_as_non_root: config.run_as_non_root.then_some(true),
+                ..PodSecurityContext::default()
+            }),
+            ..PodSpec::default()
+        }),
+        status: None,
     }
 }
 

@@ -12,7 +12,8 @@ use kube::{Api, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 use stackd_core::{PortMapping, Protocol, StackId};
 
-use super::cache::{Entry, Kind, PolicyView, ServiceView};
+use super::cache::Kind;
+use super::entry::{Entry, PolicyView, ServiceView};
 use super::inner::{Inner, RETRY};
 use super::names;
 use super::status::{NodeView, PodView};

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
@@ -221,7 +222,9 @@ pub(crate) async fn runtime(
 }
 
 fn config(bed: &Bed, front: &Front, directory: &tempfile::TempDir) -> KubernetesConfig {
-    KubernetesConfig { kubeconfig: Some(front.kubeconfig(directory)), ..bed.config() }
+    let kubeconfig = Some(front.kubeconfig(directory));
+    // What falls silent does so for longer than a test takes.
+    KubernetesConfig { kubeconfig, watch_timeout: Duration::from_secs(280), ..bed.config() }
 }
 
 /// A watch whose connection is dead without a word is given up, and the next one tells.
@@ -229,7 +232,7 @@ pub(crate) async fn silence(bed: Bed) {
     let front = Front::of(&bed).await;
     let directory = tempfile::tempdir().expect("a directory");
     let config = KubernetesConfig {
-        watch_timeout: std::time::Duration::from_secs(1),
+        watch_timeout: Duration::from_secs(1),
         ..config(&bed, &front, &directory)
     };
     let runtime = KubernetesRuntime::open(config).await.expect("a runtime");
@@ -310,7 +313,7 @@ pub(crate) async fn too_many_requests(bed: Bed) {
     // Its service goes by itself.
     assert_eq!(ends.ended().await, (Outcome::Failed, reason::ERROR.to_owned()));
     let mut tries = 0;
-    while let Err(error) = runtime.remove(ends.id(), std::time::Duration::ZERO).await {
+    while let Err(error) = runtime.remove(ends.id(), Duration::ZERO).await {
         assert_eq!(error.kind, ErrorKind::Retry, "{error:?}");
         tries += 1;
         assert!(tries < 20, "{error:?}");
@@ -380,7 +383,7 @@ pub(crate) async fn removals(bed: Bed) {
     let runtime = runtime(&bed, &front, &directory).await;
     let mut stack = Stack::running(&runtime).await;
     front.refuse(Refuse::Removals);
-    let removal = runtime.remove(stack.id(), std::time::Duration::ZERO);
+    let removal = runtime.remove(stack.id(), Duration::ZERO);
     let error = within("a removal is refused", removal).await.expect_err("it is refused");
     assert_eq!(error.kind, ErrorKind::Retry, "{error:?}");
     front.refuse(Refuse::Nothing);

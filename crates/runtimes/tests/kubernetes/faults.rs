@@ -104,16 +104,9 @@ pub(crate) async fn control_plane_and_nodes() {
     // Whatever takes away what a policy owned stops answering: it is taken away all the same.
     let owned = Stack::running(&runtime).await;
     cluster.signal("kube-controller-manager", "STOP");
-    let removal = runtime.remove(owned.id(), Duration::ZERO);
-    let parts = async {
-        let names = [format!("service/svc-{}", owned.id()), format!("pod/{}", owned.id())];
-        while names.iter().any(|name| left(&cluster).contains(name)) {
-            tokio::time::sleep(Duration::from_millis(500)).await;
-        }
-        cluster.signal("kube-controller-manager", "CONT");
-    };
-    let (removed, ()) = tokio::join!(removal, within("its parts go", parts));
-    removed.expect("it is removed");
+    owned.remove(&runtime).await;
+    assert!(!left(&cluster).contains(&owned.id().to_string()), "nothing of it is left");
+    cluster.signal("kube-controller-manager", "CONT");
 
     // A container killed behind our back is told as any other end.
     let name = first.id().to_string();

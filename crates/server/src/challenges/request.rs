@@ -87,7 +87,10 @@ impl Problem {
             Kind::Missing => "missing",
             Kind::Value => "value_error",
         };
-        Self::of_body(kind, field, format!("{field} {message}"), shown(field, object.get(field)))
+        // Some say it by themselves.
+        let message =
+            if message.starts_with(field) { message } else { format!("{field} {message}") };
+        Self::of_body(kind, field, message, shown(field, object.get(field)))
     }
 
     /// A parameter of the query.
@@ -104,15 +107,13 @@ impl Problem {
 /// What a body has in a field, as it may be shown: no answer has a flag in it.
 fn shown(field: &str, input: Option<&Value>) -> Value {
     match input {
-        Some(Value::String(extra)) if field == "extra_config" => {
-            let concealed = concealed(extra);
-            let is_read =
-                serde_json::from_str::<Map<String, Value>>(&concealed).is_ok_and(|extra| {
-                    extra.get("flag").is_none_or(|flag| flag.is_object() || flag.is_null())
-                });
-            if is_read { concealed.into() } else { Value::Null }
+        Some(Value::String(extra))
+            if field == "extra_config" && ExtraConfig::read(extra).is_ok() =>
+        {
+            concealed(extra).into()
         }
-        Some(Value::Object(_) | Value::Array(_)) if field == "extra_config" => Value::Null,
+        // Of one that cannot be read nobody knows where the flag is.
+        Some(_) if field == "extra_config" => Value::Null,
         input => input.cloned().unwrap_or_default(),
     }
 }

@@ -10,6 +10,7 @@ use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, PublicK
 use jsonwebtoken::{Algorithm, DecodingKey, DecodingKeyKind};
 use parking_lot::RwLock;
 use reqwest::Url;
+use tokio::sync::Semaphore;
 
 use super::config::PlayerConfig;
 use crate::config::ConfigError;
@@ -22,6 +23,8 @@ const BETWEEN_FETCHES: Duration = Duration::from_secs(2);
 const MIN_RSA_BYTES: usize = 2048 / 8;
 /// What the name of a key in a file contains that is no public one.
 const PRIVATE: &[u8] = b"PRIVATE KEY";
+/// How many requests wait for a fetch at once.
+const MAX_WAITING: usize = 256;
 /// A set of keys is small.
 const MAX_BYTES: usize = 256 << 10;
 
@@ -31,13 +34,15 @@ pub(super) struct Key {
     pub(super) id: Option<String>,
     pub(super) algorithm: Algorithm,
     pub(super) key: DecodingKey,
+    /// As it is published, where it is.
+    jwk: Option<Jwk>,
 }
 
 /// All keys.
 pub(super) struct Keys {
     /// From the settings; they do not change.
     own: Vec<Arc<Key>>,
-    published: Option<Published>,
+    published: Option<Arc<Published>>,
 }
 
 struct Published {
@@ -49,6 +54,8 @@ struct Published {
     state: RwLock<Option<Fetched>>,
     /// When the last fetch began; held while one is under way.
     fetching: tokio::sync::Mutex<Option<Instant>>,
+    /// How many requests may wait for one: whoever sends made-up tokens waits for nothing.
+    waiting: Arc<Semaphore>,
 }
 
 struct Fetched {
@@ -68,7 +75,7 @@ impl Keys {
                 tracing::warn!("player.jwt_secret has less than 32 bytes: it may be guessed");
             }
             let key = DecodingKey::from_secret(secret.expose().as_bytes());
-            own.push(Arc::new(Key { id: None, algorithm: Algorithm::HS256, key }));
+            own.push(Arc::new(Key { id: None, algorithm: Algorithm::HS256, key, jwk: None }));
         }
         if let Some(path) = &config.jwt_public_key {
             let wrong = |why: String| {
@@ -82,7 +89,7 @@ impl Keys {
             own.push(Arc::new(key));
         }
         let published = config.jwks_url.as_ref().map(|url| Published::new(config, url));
-        Ok(Self { own, published: published.transpose()? })
+        Ok(Self { own, published: published.transpose()?.map(Arc::new) })
     }
 
     /// Whether there is anything that could verify a token.
@@ -155,6 +162,7 @@ impl Published {
             between: BETWEEN_FETCHES.min(config.jwks_refresh),
             state: RwLock::default(),
             fetching: Default::default(),
+            waiting: Arc::new(Semaphore::new(MAX_WAITING)),
         })
     }
 
@@ -166,9 +174,22 @@ impl Published {
     }
 
     /// Fetches once, for all who wait for it; not again too soon, which is waited for by who is patient.
-    async fn fetch(&self, patient: bool) {
+    /// It goes on also when the request that wants it is gone.
+    async fn fetch(self: &Arc<Self>, patient: bool) {
+        let Ok(place) = Arc::clone(&self.waiting).try_acquire_owned() else { return };
+        let this = Arc::clone(self);
+        let fetch = tokio::spawn(async move {
+            this.fetch_in_turn(patient).await;
+            drop(place);
+        });
+        // It does not panic, and nobody aborts it.
+        let _ = fetch.await;
+    }
+
+    async fn fetch_in_turn(&self, patient: bool) {
         let asked = Instant::now();
-        let mut last = self.fetching.lock().await;
+        let last = if patient { Ok(self.fetching.lock().await) } else { self.fetching.try_lock() };
+        let Ok(mut last) = last else { return };
         if let Some(last) = *last {
             let due = last + self.between;
             // Somebody has fetched while this one waited.
@@ -204,7 +225,12 @@ impl Published {
             body.extend_from_slice(&part);
         }
         let set: JwkSet = serde_json::from_slice(&body).map_err(|error| error.to_string())?;
-        let keys: Vec<_> = set.keys.iter().filter_map(published_key).map(Arc::new).collect();
+        // One that is published still is the same, so that what it has verified stays so.
+        let before = self.state.read().as_ref().map(|fetched| Arc::clone(&fetched.keys));
+        let same =
+            |key: &Key| before.iter().flat_map(|b| b.iter()).find(|b| b.jwk == key.jwk).cloned();
+        let keys = set.keys.iter().filter_map(published_key);
+        let keys: Vec<_> = keys.map(|key| same(&key).unwrap_or_else(|| Arc::new(key))).collect();
         if keys.is_empty() {
             // Keys that are taken back are good for nothing from now on.
             tracing::warn!(url = %shown(&self.url), "the platform publishes no key for RS256, ES256 or EdDSA");
@@ -256,14 +282,14 @@ fn published_key(jwk: &Jwk) -> Option<Key> {
         );
         return None;
     }
-    Some(Key { id: common.key_id.clone(), algorithm, key })
+    Some(Key { id: common.key_id.clone(), algorithm, key, jwk: Some(jwk.clone()) })
 }
 
 fn public_key(pem: &[u8]) -> Option<Key> {
     if pem.windows(PRIVATE.len()).any(|part| part == PRIVATE) {
         return None;
     }
-    let key = |algorithm, key| Key { id: None, algorithm, key };
+    let key = |algorithm, key| Key { id: None, algorithm, key, jwk: None };
     if let Ok(rsa) = DecodingKey::from_rsa_pem(pem) {
         // Around the modulus there are some bytes more.
         let is_long = rsa.try_get_as_bytes().is_ok_and(|der| der.len() > MIN_RSA_BYTES);

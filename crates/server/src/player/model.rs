@@ -78,17 +78,25 @@ pub(super) fn render(state: &ServerState, live: &LiveStack) -> Arc<str> {
 /// and machines are not.
 pub(super) fn told(condition: &Condition) -> Cow<'_, str> {
     let text = match condition.reason.as_str() {
+        // These speak of the stack itself.
+        reason::QUEUED
+        | reason::INITIALIZING
+        | reason::CONTAINER_CREATING
+        | reason::NOT_READY
+        | reason::COMPLETED
+        | reason::ERROR
+        | reason::OOM_KILLED
+        | reason::PIDS_LIMIT
+        | reason::DISK_FULL
+        | reason::UNHEALTHY
+        | reason::NODE_REBOOTED
+        | reason::STOPPED => return Cow::Borrowed(&condition.message),
         reason::PULLING => "its image is being fetched",
-        reason::IMAGE_PULL | reason::IMAGE_NEVER_PULL => {
-            "its image cannot be had; the organisers can find out why"
-        }
-        reason::START_ERROR => "it cannot be started; the organisers can find out why",
         reason::START_TIMEOUT => "it was not ready in time; the organisers can find out why",
         reason::UNSCHEDULABLE | reason::EXCEEDED_QUOTA | reason::NODE_PORT_TAKEN => {
             "there is no room for it at the moment"
         }
-        "NodeLost" | "NodeNotReady" => "its machine does not answer",
-        _ => return Cow::Borrowed(&condition.message),
+        _ => "something is wrong with it; the organisers can find out what",
     };
     Cow::Borrowed(text)
 }

@@ -160,10 +160,10 @@ fn player(number: ChallengeNumber, name: &str, origins: &[String]) -> Markup {
             p.note #told role="status" {}
             noscript { p.problem { "This page needs JavaScript to reach your challenge." } }
         }
-        dialog #confirm aria-labelledby="confirm-title" {
+        dialog #confirm aria-labelledby="confirm-title" aria-describedby="confirm-text" {
             form method="dialog" {
                 h2 #confirm-title { "Stop this stack?" }
-                p { "Everything in it is lost. You can start a new one afterwards." }
+                p #confirm-text { "Everything in it is lost. You can start a new one afterwards." }
                 div.actions {
                     button.danger value="stop" { "Stop it" }
                     button value="keep" autofocus { "Keep it" }

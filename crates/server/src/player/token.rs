@@ -148,6 +148,9 @@ impl Tokens {
         let session = verified.session.clone();
         let mut all = self.verified.write();
         if all.len() >= MAX_VERIFIED {
+            all.retain(|_, one| self.is_good(one));
+        }
+        if all.len() >= MAX_VERIFIED {
             all.clear();
         }
         all.insert(digest, verified);
@@ -157,9 +160,12 @@ impl Tokens {
     /// Who a token names that was good before and is so now.
     fn remembered(&self, digest: &[u8; DIGEST]) -> Option<Session> {
         let all = self.verified.read();
-        let found = all.get(digest)?;
-        let is_good = now() < Duration::from_secs(found.session.ends) && self.keys.has(&found.by);
-        is_good.then(|| found.session.clone())
+        let found = all.get(digest).filter(|found| self.is_good(found))?;
+        Some(found.session.clone())
+    }
+
+    fn is_good(&self, verified: &Verified) -> bool {
+        now() < Duration::from_secs(verified.session.ends) && self.keys.has(&verified.by)
     }
 
     async fn verify(&self, token: &str) -> Result<Verified, Refused> {

@@ -162,16 +162,16 @@ async fn all_that_is_wrong_is_told_with_its_place() {
     ] {
         let answer = app.post("/challenges", &with(more.clone())).await.is(422).json();
         assert_eq!(problems(&answer), [(field.to_owned(), message.to_owned())], "{more}");
-        assert_eq!(answer["detail"][0]["input"], more[field], "{more}");
+        let shown = if field == "extra_config" { &Value::Null } else { &more[field] };
+        assert_eq!(&answer["detail"][0]["input"], shown, "{more}");
     }
-    // What was sent is shown, but for a flag.
-    let extra = json!({"flag": {"value": "ctf{x}"}, "pids_limit": 0}).to_string();
-    let answer = app.post("/challenges", &with(json!({"extra_config": extra}))).await.is(422);
-    assert!(answer.text.contains("sha256:") && !answer.text.contains("ctf{x}"), "{}", answer.text);
+    // What was sent is shown, but where a flag may be in it.
     for extra in [
         json!({"flag": {"value": "ctf{x}"}}),
         json!("{\"flag\": {\"value\": \"ctf{x}\"},"),
         json!(json!({"flag": "ctf{x}"}).to_string()),
+        json!(json!({"flag": {"valeu": "ctf{x}"}}).to_string()),
+        json!(json!({"flag": {"value": "ctf{x}"}, "pids_limit": 0}).to_string()),
     ] {
         let answer = app.post("/challenges", &with(json!({"extra_config": extra}))).await.is(422);
         assert!(!answer.text.contains("ctf{x}"), "{}", answer.text);

@@ -232,7 +232,7 @@ async fn published_keys_are_rotated() {
 #[tokio::test]
 async fn a_token_that_was_good_ends_with_its_time() {
     let app = App::with(setup(by_secret())).await;
-    let token = Signer::shared().token(&json!({"uid": 1, "exp": now() + 2}));
+    let token = Signer::shared().token(&json!({"uid": 1, "exp": now() + 4}));
     get(&app, &token).await.is(200);
     becomes(&app, &token, 401).await;
 }

@@ -28,12 +28,13 @@
     // A platform whose own session is over has none but the refused one, and gives it every time.
     if (typeof value !== "string" || value === "" || value === token || value === refused) return;
     again = 3;
+    clearTimeout(asking);
+    asking = 0;
     use(value);
   }
 
   function use(value) {
     token = value;
-    clearTimeout(asking);
     say("");
     follow();
   }
@@ -47,16 +48,16 @@
 
   // Asks the platform's page for a token, at once and then ever less often, until one is good.
   function ask() {
-    if (window.parent === window) return;
-    clearTimeout(asking);
+    if (window.parent === window || asking) return;
     asking = setTimeout(() => {
+      asking = 0;
       for (const origin of origins) {
         // It is delivered only where the parent is of that origin.
         window.parent.postMessage({ type: "stackd:token-needed" }, origin);
       }
+      patience = Math.min(Math.max(patience * 2, 1000), 60000);
       ask();
     }, patience);
-    patience = Math.min(Math.max(patience * 2, 1000), 60000);
   }
 
   window.addEventListener("message", (event) => {
@@ -103,6 +104,7 @@
       const cut = () => line.abort();
       mine.signal.addEventListener("abort", cut);
       let deaf = 0;
+      let trouble = "The server does not answer. Trying again.";
       const heard = () => { clearTimeout(deaf); deaf = setTimeout(cut, 40000); };
       try {
         heard();
@@ -113,21 +115,25 @@
         });
         if (answer.status === 401) return refuse(used);
         if (answer.status === 404) return show("failed", "Closed", CLOSED);
+        if (answer.status === 503) trouble = WORDS["stack feature disabled"];
         if (!answer.ok) throw new Error(String(answer.status));
-        pause = 500;
+        // It was good: when it is not any more, it has ended.
+        again = 0;
         patience = 0;
         for await (const state of states(answer.body, heard)) {
           if (mine.signal.aborted) return;
+          pause = 500;
           seen = state;
           skew = Date.parse(state.now) - Date.now();
           draw();
         }
-      } catch (error) {
+      } catch {
         if (mine.signal.aborted) return;
-        show("loading", "Reconnecting…", "The server does not answer. Trying again.");
+        show("loading", "Reconnecting…", trouble);
       } finally {
         clearTimeout(deaf);
         mine.signal.removeEventListener("abort", cut);
+        line.abort();
       }
       await new Promise((resolve) => setTimeout(resolve, pause));
       pause = Math.min(pause * 2, 10000);
@@ -373,7 +379,10 @@
   }
 
   function time(at) {
-    return new Date(at).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+    const clock = { hour: "2-digit", minute: "2-digit" };
+    const [then, now] = [new Date(at), new Date()];
+    if (then.toDateString() === now.toDateString()) return then.toLocaleTimeString([], clock);
+    return then.toLocaleString([], { weekday: "short", day: "numeric", month: "short", ...clock });
   }
 
   function secondsLeft() {
