@@ -68,6 +68,16 @@
 
   const bearer = (used) => ({ Authorization: `Bearer ${used}` });
 
+  // Whether a token says of itself that its time is over.
+  function hasEnded(value) {
+    try {
+      const claims = value.split(".")[1].replace(/-/g, "+").replace(/_/g, "/");
+      return JSON.parse(atob(claims)).exp * 1000 <= Date.now();
+    } catch {
+      return false;
+    }
+  }
+
   // The server has not taken this token.
   function refuse(used) {
     if (used !== token) return; // There is a newer one.
@@ -78,7 +88,9 @@
     show("signed-out", "Not signed in", OVER);
     if (again > 0) {
       again -= 1;
-      setTimeout(() => { if (token === null && refused === used) use(used); }, 3000);
+      setTimeout(() => {
+        if (token === null && refused === used && !hasEnded(used)) use(used);
+      }, 3000);
     }
     ask();
   }
