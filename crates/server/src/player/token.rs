@@ -1,6 +1,6 @@
 //! Who plays: a bearer token of the platform's own, verified on every request.
 //!
-//! A signature costs more than all the rest of a request, so it is remembered by a digest of the
+//! A signature can cost more than all the rest of a request, so it is remembered by a digest of the
 //! token which key has verified it and who it names. That outlives neither the token nor the key: the
 //! time and the keys of the moment are looked at for every request.
 

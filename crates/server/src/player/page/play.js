@@ -132,6 +132,8 @@
         // It was good: when it is not any more, it has ended.
         again = 0;
         patience = 0;
+        clearTimeout(asking);
+        asking = 0;
         for await (const state of states(answer.body, heard)) {
           if (mine.signal.aborted) return;
           pause = 500;
