@@ -71,8 +71,9 @@ async fn lost_start(mut bed: Bed, fate: Fate) {
     let there = bed.docker().await.inspect_container(&name, None).await.expect("it was made");
     let id = there.id.expect("an id");
     proxy.fail("POST", &format!("{id}/start"), fate);
+    // It may be killed by the end of the container that it has just let go on.
     let (text, code) = bed::exec(&runtime, request.id, Some("init"), &["touch", "/tmp/go"]).await;
-    assert_eq!(code, 0, "{text}");
+    assert!(matches!(code, 0 | 137), "{code}: {text}");
     bed::until_ready(&runtime, request.id).await;
     assert!(proxy.has_failed());
     answers(&request).await;
