@@ -42,7 +42,7 @@ pub(crate) async fn observe(
     let route = request.extensions().get::<MatchedPath>().cloned();
     let route = route.as_ref().map_or("unmatched", |route| route.as_str());
     let shown_id = id.to_str().unwrap_or_default();
-    let span = tracing::info_span!("request", id = shown_id, method = %method, route);
+    let span = tracing::info_span!("request", id = shown_id, method = method.as_str(), route);
 
     let answering = async {
         let mut response = unbroken(&uri, next.run(request)).await;

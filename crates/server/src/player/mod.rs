@@ -3,9 +3,9 @@
 //! Errors are `{"error": "<text>"}`, sometimes with `details` or `rate_limit`.
 
 mod config;
-mod crypto;
 mod errors;
 mod handlers;
+mod jws;
 mod keys;
 mod model;
 mod page;

@@ -1,8 +1,9 @@
 //! Who plays: a bearer token of the platform's own, verified on every request.
 //!
-//! A signature can cost more than all the rest of a request, so it is remembered by a digest of the
-//! token which key has verified it and who it names. That outlives neither the token nor the key: the
-//! time and the keys of the moment are looked at for every request.
+//! The signature of a private key can cost more than all the rest of a request, so it is remembered by
+//! a digest of the token which key has verified it and who it names. That outlives neither the token nor
+//! the key: the time and the keys of the moment are looked at for every request. What a shared secret has
+//! signed is verified each time, which costs no more than to remember it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,16 +14,16 @@ use axum::http::header::AUTHORIZATION;
 use axum::http::{HeaderMap, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use jsonwebtoken::errors::ErrorKind;
-use jsonwebtoken::{Algorithm, Validation, decode, decode_header};
+use jsonwebtoken::Algorithm;
 use parking_lot::RwLock;
 use serde_json::{Map, Value};
 use stackd_core::challenge::{Player, Subject};
 use tokio::task::AbortHandle;
 
 use super::config::{OwnerKind, PlayerConfig};
+use super::errors;
+use super::jws::Jws;
 use super::keys::{Key, Keys, NoKeys};
-use super::{crypto, errors};
 use crate::config::ConfigError;
 use crate::fault::{Fault, Said};
 use crate::{ServerState, replicas};
@@ -47,8 +48,6 @@ pub(crate) struct Session {
 /// Verifies tokens.
 pub(crate) struct Tokens {
     config: PlayerConfig,
-    /// What a token must fulfil, by the one algorithm that each is for.
-    rules: [(Algorithm, Validation); 4],
     keys: Arc<Keys>,
     verified: RwLock<HashMap<[u8; DIGEST], Verified>>,
     refresh: Option<AbortHandle>,
@@ -106,30 +105,15 @@ impl From<Refused> for Fault {
     }
 }
 
-/// What is wrong with a token that a key does not verify, in a word.
-fn fault_of(error: &jsonwebtoken::errors::Error) -> &'static str {
-    match error.kind() {
-        ErrorKind::InvalidSignature => "signature",
-        ErrorKind::ExpiredSignature => "expired",
-        ErrorKind::ImmatureSignature => "not_yet_valid",
-        ErrorKind::InvalidIssuer => "issuer",
-        ErrorKind::InvalidAudience => "audience",
-        ErrorKind::MissingRequiredClaim(_) => "missing_claim",
-        _ => "unreadable",
-    }
-}
-
 impl Tokens {
     /// Must be called inside a tokio runtime where keys are to be fetched.
     pub(crate) fn new(config: &PlayerConfig) -> Result<Self, ConfigError> {
-        crypto::install();
         let keys = Arc::new(Keys::new(config)?);
         let refresh = config.jwks_url.is_some().then(|| {
             let fresh = Arc::clone(&keys).keep_fresh(config.jwks_refresh);
             tokio::spawn(fresh).abort_handle()
         });
-        let rules = crypto::ALGORITHMS.map(|algorithm| (algorithm, rules(config, algorithm)));
-        Ok(Self { config: config.clone(), rules, keys, verified: RwLock::default(), refresh })
+        Ok(Self { config: config.clone(), keys, verified: RwLock::default(), refresh })
     }
 
     /// Who sent a request with these headers.
@@ -139,12 +123,20 @@ impl Tokens {
         if !self.keys.are_configured() {
             return Err(Refused::Disabled);
         }
+        let jws = Jws::parse(token).ok_or(Refused::Invalid("unreadable"))?;
+        // Nothing of what must be understood is understood here.
+        if jws.header.crit.is_some() {
+            return Err(Refused::Invalid("critical"));
+        }
+        if jws.header.alg == Algorithm::HS256 {
+            return Ok(self.verify(&jws).await?.session);
+        }
         let digest = ring::digest::digest(&ring::digest::SHA256, token.as_bytes());
         let Ok(digest) = digest.as_ref().try_into() else { return Err(Refused::Malformed) };
         if let Some(session) = self.remembered(&digest) {
             return Ok(session);
         }
-        let verified = self.verify(token).await?;
+        let verified = self.verify(&jws).await?;
         let session = verified.session.clone();
         let mut all = self.verified.write();
         if all.len() >= MAX_VERIFIED {
@@ -168,19 +160,14 @@ impl Tokens {
         now() < Duration::from_secs(verified.session.ends) && self.keys.has(&verified.by)
     }
 
-    async fn verify(&self, token: &str) -> Result<Verified, Refused> {
-        let header = decode_header(token).map_err(|_| Refused::Invalid("unreadable"))?;
-        // What must be understood and is not (RFC 7515, 4.1.11); here nothing of it is.
-        if header.crit.is_some() {
-            return Err(Refused::Invalid("critical"));
-        }
-        let (id, algorithm) = (header.kid.as_deref(), header.alg);
+    async fn verify(&self, jws: &Jws<'_>) -> Result<Verified, Refused> {
+        let (id, algorithm) = (jws.header.kid.as_deref(), jws.header.alg);
         let known = self.keys.known(id, algorithm);
-        if let Some(verified) = self.signed(token, &known)? {
+        if let Some(verified) = self.signed(jws, &known)? {
             return Ok(verified);
         }
         let new = self.keys.fetched(id, algorithm).await.map_err(|NoKeys| Refused::NoKeys)?;
-        match self.signed(token, &new)? {
+        match self.signed(jws, &new)? {
             Some(verified) => Ok(verified),
             None if known.is_empty() && new.is_empty() => Err(Refused::Invalid("unknown_key")),
             None => Err(Refused::Invalid("signature")),
@@ -188,36 +175,50 @@ impl Tokens {
     }
 
     /// Who a token names, by which of these keys; nothing where none of them has signed it.
-    fn signed(&self, token: &str, keys: &[Arc<Key>]) -> Result<Option<Verified>, Refused> {
-        for key in keys {
-            match self.claims(token, key) {
-                Ok(claims) => {
-                    let session = self.read(&claims)?;
-                    return Ok(Some(Verified { by: Arc::clone(key), session }));
-                }
-                Err("signature") => {}
-                Err(reason) => return Err(Refused::Invalid(reason)),
-            }
-        }
-        Ok(None)
+    fn signed(&self, jws: &Jws<'_>, keys: &[Arc<Key>]) -> Result<Option<Verified>, Refused> {
+        let Some(by) = keys.iter().find(|key| jws.is_signed_by(key)) else { return Ok(None) };
+        let claims = jws.claims().ok_or(Refused::Invalid("unreadable"))?;
+        let ends = self.ends(&claims)?;
+        let player = self.player(&claims)?;
+        Ok(Some(Verified { by: Arc::clone(by), session: Session { player, ends } }))
     }
 
-    fn claims(&self, token: &str, key: &Key) -> Result<Map<String, Value>, &'static str> {
-        // One algorithm, the key's: what the token says of itself chooses nothing.
-        let rules = self.rules.iter().find(|(algorithm, _)| *algorithm == key.algorithm);
-        let (_, rules) = rules.ok_or("algorithm")?;
-        match decode::<Map<String, Value>>(token, &key.key, rules) {
-            Ok(data) => Ok(data.claims),
-            Err(error) => {
-                tracing::debug!(%error, "a key did not verify a token");
-                Err(fault_of(&error))
+    /// Until when claims hold that hold now, and for this server (RFC 7519, 4.1).
+    fn ends(&self, claims: &Map<String, Value>) -> Result<u64, Refused> {
+        let PlayerConfig { issuers, audiences, leeway, .. } = &self.config;
+        let missing = Refused::Invalid("missing_claim");
+        let time = |name| match claim(claims, name) {
+            None => Ok(None),
+            Some(time) => time.as_f64().map(Some).ok_or(Refused::Invalid("unreadable")),
+        };
+        let (now, leeway) = (now().as_secs_f64(), leeway.as_secs_f64());
+        let expires = time("exp")?.ok_or(missing)? + leeway;
+        if expires <= now {
+            return Err(Refused::Invalid("expired"));
+        }
+        if time("nbf")?.is_some_and(|begins| begins > now + leeway) {
+            return Err(Refused::Invalid("not_yet_valid"));
+        }
+        let is_one = |of: &[String], value: &Value| of.iter().any(|one| value == one.as_str());
+        if !issuers.is_empty() && !is_one(issuers, claim(claims, "iss").ok_or(missing)?) {
+            return Err(Refused::Invalid("issuer"));
+        }
+        if !audiences.is_empty() {
+            let meant = match claim(claims, "aud").ok_or(missing)? {
+                Value::Array(several) => several.iter().any(|one| is_one(audiences, one)),
+                one => is_one(audiences, one),
+            };
+            if !meant {
+                return Err(Refused::Invalid("audience"));
             }
         }
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a time")]
+        Ok(expires as u64)
     }
 
-    fn read(&self, claims: &Map<String, Value>) -> Result<Session, Refused> {
+    fn player(&self, claims: &Map<String, Value>) -> Result<Player, Refused> {
         let config = &self.config;
-        let there = |claim: &String| claims.get(claim).filter(|value| !value.is_null());
+        let there = |name: &String| claim(claims, name);
         for claim in &config.purpose_claims {
             if there(claim).is_some_and(|purpose| *purpose != config.purpose.as_str()) {
                 return Err(Refused::Invalid("purpose"));
@@ -240,37 +241,13 @@ impl Tokens {
             (OwnerKind::Team, Some(team)) => Subject::Team(team.clone()),
             (OwnerKind::Team, None) => return Err(Refused::Invalid("team")),
         };
-        // The library takes one of several issuers, and a token up to the end of its last second.
-        if !config.issuers.is_empty() && !claims.get("iss").is_some_and(Value::is_string) {
-            return Err(Refused::Invalid("issuer"));
-        }
-        let expires = claims.get("exp").and_then(Value::as_f64).unwrap_or_default();
-        if expires + config.leeway.as_secs_f64() <= now().as_secs_f64() {
-            return Err(Refused::Invalid("expired"));
-        }
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a time")]
-        let ends = (expires as u64).saturating_add(config.leeway.as_secs());
-        Ok(Session { player: Player { user, team, owner }, ends })
+        Ok(Player { user, team, owner })
     }
 }
 
-/// What a token must fulfil that a key of this algorithm has signed.
-fn rules(config: &PlayerConfig, algorithm: Algorithm) -> Validation {
-    let mut rules = Validation::new(algorithm);
-    rules.leeway = config.leeway.as_secs();
-    rules.validate_nbf = true;
-    rules.validate_aud = !config.audiences.is_empty();
-    rules.set_audience(&config.audiences);
-    let mut required = vec!["exp"];
-    if !config.audiences.is_empty() {
-        required.push("aud");
-    }
-    if !config.issuers.is_empty() {
-        rules.set_issuer(&config.issuers);
-        required.push("iss");
-    }
-    rules.set_required_spec_claims(&required);
-    rules
+/// A claim; one that is null is none.
+fn claim<'a>(claims: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
+    claims.get(name).filter(|value| !value.is_null())
 }
 
 /// The time since 1970.
