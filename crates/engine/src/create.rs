@@ -8,7 +8,7 @@ use stackd_core::clock::BootTime;
 use stackd_core::event::EventKind;
 use stackd_core::lifecycle::Seen;
 use stackd_core::runtime::ErrorKind;
-use stackd_core::spec::Requested;
+use stackd_core::spec::{Requested, StackSpec};
 use stackd_core::stack::{Condition, reason};
 use stackd_core::{Desired, Observed, Owner, PortMapping, RuntimeError, Stack, StackId, pod};
 use stackd_store::{Change, StoreError};
@@ -99,6 +99,17 @@ enum Accepted {
     PortTaken,
 }
 
+/// Whether stacks of this are started here, as far as it does not change: by what the runtime can do,
+/// and within the configured limits.
+pub(crate) fn admissible(shared: &SharedEngine, spec: &StackSpec) -> Result<(), String> {
+    if let Some(why) = shared.runtime.capabilities().cannot(spec) {
+        return Err(why);
+    }
+    let config = &shared.config;
+    let checked = config.limit_range.check(spec, config.container_disk_bytes());
+    checked.map_err(|violation| violation.to_string())
+}
+
 async fn accept(
     shared: &SharedEngine,
     command: CreateStack,
@@ -111,13 +122,7 @@ async fn accept(
         return Err(CreateError::Ttl { min: config.min_ttl, max: config.max_ttl });
     }
     let runtime_class = runtime_class(shared, command.runtime_class)?;
-    if let Some(text) = shared.runtime.capabilities().cannot(&command.spec) {
-        return Err(CreateError::LimitRange(text));
-    }
-    config
-        .limit_range
-        .check(&command.spec, config.container_disk_bytes())
-        .map_err(|violation| CreateError::LimitRange(violation.to_string()))?;
+    admissible(shared, &command.spec).map_err(CreateError::LimitRange)?;
 
     let id = new_id()?;
     let requested = command.spec.requested(config.container_disk_bytes());

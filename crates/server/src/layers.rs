@@ -89,8 +89,9 @@ fn new_request_id() -> HeaderValue {
         u64::from_ne_bytes(bits)
     });
     static NEXT: AtomicU64 = AtomicU64::new(0);
-    let id = format!("{:016x}{:016x}", *PROCESS, NEXT.fetch_add(1, Ordering::Relaxed));
-    HeaderValue::from_str(&id).unwrap_or_else(|_| HeaderValue::from_static("-"))
+    let id = [*PROCESS, NEXT.fetch_add(1, Ordering::Relaxed)].map(u64::to_be_bytes);
+    HeaderValue::try_from(hex::encode(id.concat()))
+        .unwrap_or_else(|_| HeaderValue::from_static("-"))
 }
 
 /// Which pages of other origins may call: those that the configuration names.

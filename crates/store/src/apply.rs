@@ -221,6 +221,8 @@ async fn extend<C: ConnectionTrait>(
         .filter(C::Id.eq(id.to_string()))
         .filter(C::Desired.eq(rows::desired_word(Desired::Running)))
         .filter(C::Generation.lte(rows::int(generation)))
+        // Of two at once the later deadline holds, in whichever order they come.
+        .filter(C::ExpiresAt.lt(rows::nanos(expires_at)))
         .exec(db)
         .await?;
     Ok(())

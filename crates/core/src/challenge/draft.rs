@@ -174,14 +174,14 @@ impl Draft {
         defaults: &PodDefaults,
         now: Timestamp,
     ) -> Result<Challenge, Vec<Invalid>> {
-        let changed = self.make(before.number, Some(&before.definition), policy, defaults, now)?;
+        let changed = self.make(before.number, Some(before), policy, defaults, now)?;
         Ok(Challenge { created_at: before.created_at, ..changed })
     }
 
     fn make(
         self,
         number: ChallengeNumber,
-        before: Option<&Definition>,
+        before: Option<&Challenge>,
         policy: &ChallengePolicy,
         defaults: &PodDefaults,
         now: Timestamp,
@@ -220,17 +220,20 @@ impl Draft {
             }
         };
         let scheme = self.scheme(&extra, &mut faults);
-        let is_new = before.is_none_or(|before| before.extra_config != self.extra_config);
+        let extra_before = before.map(|before| &before.definition.extra_config);
+        let is_new = extra_before.is_none_or(|before| *before != self.extra_config);
         let is_derived = extra.flag.as_ref().is_some_and(Flag::is_derived);
         if is_derived && is_new && policy.flag_secret.is_none() {
             let text = "flag: a flag of each owner is derived from the server's flag_secret, which \
                         is not set; set it, or give one flag for all as value";
             faults.wrong("extra_config", text);
         }
-        let described = if self.pod_spec.is_some() {
-            self.pod(&extra, defaults, &mut faults)
-        } else {
-            self.image(&extra, before, policy, defaults, &mut faults)
+        let described = match before.filter(|before| self.starts_as(before)) {
+            Some(Challenge { definition, spec, .. }) => {
+                Some((definition.source.clone(), StackSpec::clone(spec)))
+            }
+            None if self.pod_spec.is_some() => self.pod(&extra, defaults, &mut faults),
+            None => self.image(&extra, before, policy, defaults, &mut faults),
         };
         if let (Some(flag), Some((_, spec))) = (&extra.flag, &described)
             && let Err(error) = flag.fits(spec)
@@ -260,6 +263,16 @@ impl Draft {
             created_at: now,
             updated_at: now,
         })
+    }
+
+    /// Whether stacks are made of the same as before. Then they stay as they are, whatever the defaults
+    /// are today.
+    fn starts_as(&self, before: &Challenge) -> bool {
+        let before = Self::of(before);
+        self.extra_config == before.extra_config
+            && (&self.pod_spec, &self.target_port) == (&before.pod_spec, &before.target_port)
+            && (&self.image, self.port) == (&before.image, before.port)
+            && (self.cpu_count, self.memory_mb) == (before.cpu_count, before.memory_mb)
     }
 
     fn scheme(&self, extra: &ExtraConfig, faults: &mut Faults) -> Scheme {
@@ -324,7 +337,7 @@ impl Draft {
     fn image(
         &self,
         extra: &ExtraConfig,
-        before: Option<&Definition>,
+        before: Option<&Challenge>,
         policy: &ChallengePolicy,
         defaults: &PodDefaults,
         faults: &mut Faults,
@@ -332,7 +345,7 @@ impl Draft {
         if self.target_port.is_some() {
             faults.wrong("target_port", "belongs to pod_spec; an image has a port");
         }
-        let (cpu_before, memory_before) = match before.map(|before| &before.source) {
+        let (cpu_before, memory_before) = match before.map(|before| &before.definition.source) {
             Some(Source::Image { cpu_count, memory_mb, .. }) => {
                 (Some(*cpu_count), Some(*memory_mb))
             }

@@ -25,7 +25,7 @@ pub use draft::{Draft, Fault, Invalid};
 pub use extra::{ExtraConfig, FurtherPort};
 pub use flag::{Flag, concealed, revealed};
 pub use id::{ChallengeId, ChallengeNumber, ChallengeRef, InvalidChallengeId};
-pub use player::{Player, Refusal, Situation, Subject, admit, extended};
+pub use player::{MAX_SUBJECT, Player, Refusal, Situation, Subject, admit, extended};
 pub use policy::ChallengePolicy;
 
 /// A challenge of the catalogue.

@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use serde_json::Value;
 
 use super::Challenge;
 
@@ -16,7 +17,28 @@ pub enum Subject {
     Team(String),
 }
 
+/// The most characters of a user's or a team's name.
+pub const MAX_SUBJECT: usize = 255;
+
 impl Subject {
+    /// The name of somebody as platforms write it: a text, or a whole number, which is the same as its
+    /// text. None where it is not one line of 1 to [`MAX_SUBJECT`] characters that is not blank. It stays
+    /// as it is written, so that it means the same wherever the platform says it.
+    pub fn name_of(value: &Value) -> Option<String> {
+        let name = match value {
+            Value::String(text) => text.clone(),
+            Value::Number(number) if number.is_i64() || number.is_u64() => number.to_string(),
+            Value::Number(number) => {
+                let whole = number.as_f64().filter(|n| n.fract() == 0.0 && n.abs() < 9e15)?;
+                format!("{whole:.0}")
+            }
+            _ => return None,
+        };
+        let is_short = name.chars().take(MAX_SUBJECT + 1).count() <= MAX_SUBJECT;
+        let is_line = !name.trim().is_empty() && !name.chars().any(char::is_control);
+        (is_short && is_line).then_some(name)
+    }
+
     /// `user` or `team`.
     pub const fn kind(&self) -> &'static str {
         match self {
@@ -149,6 +171,32 @@ mod tests {
     use super::*;
     use crate::challenge::{ChallengePolicy, Draft};
     use crate::pod::PodDefaults;
+    use serde_json::json;
+
+    #[test]
+    fn a_number_and_its_text_are_one_name() {
+        for (value, name) in [
+            (json!(7), "7"),
+            (json!("7"), "7"),
+            (json!(7.0), "7"),
+            (json!(u64::MAX), "18446744073709551615"),
+            (json!(" red "), " red "),
+        ] {
+            assert_eq!(Subject::name_of(&value).as_deref(), Some(name), "{value}");
+        }
+        for value in [
+            json!(""),
+            json!("  "),
+            json!(7.5),
+            json!(1e300),
+            json!(true),
+            json!(["7"]),
+            json!("a\nb"),
+            json!("x".repeat(MAX_SUBJECT + 1)),
+        ] {
+            assert_eq!(Subject::name_of(&value), None, "{value}");
+        }
+    }
 
     #[test]
     fn a_stack_is_extended_up_to_its_longest_life() {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use stackd_core::StackId;
 use stackd_core::challenge::{
-    Challenge, ChallengeNumber, ChallengeRef, Draft, Fault, Invalid, Subject,
+    Challenge, ChallengeNumber, ChallengeRef, Draft, Fault, Invalid, Source, Subject,
 };
 use stackd_store::{Change, Mark, StoreError};
 
@@ -13,10 +13,10 @@ use super::{ChallengeError, DIALECT, Marked, warm, word};
 use crate::book::SharedEngine;
 use crate::command::Unavailable;
 use crate::live::LiveStack;
-use crate::remove;
 use crate::shared::unavailable;
 use crate::view::View;
 use crate::{Engine, finish};
+use crate::{create, remove};
 
 /// The catalogue of challenges.
 #[derive(Clone, Copy)]
@@ -153,10 +153,14 @@ fn check(
     let challenge = challenge.map_err(ChallengeError::Invalid)?;
     let (min, max) = (config.min_ttl.as_secs(), config.max_ttl.as_secs());
     let ttl = challenge.definition.ttl_seconds;
-    if let Some(message) = shared.runtime.capabilities().cannot(&challenge.spec)
-        && before.is_none_or(|before| before.spec != challenge.spec)
+    if before.is_none_or(|before| before.spec != challenge.spec)
+        && let Err(why) = create::admissible(shared, &challenge.spec)
     {
-        let field = "pod_spec";
+        let field = match challenge.definition.source {
+            Source::Image { .. } => "image",
+            Source::Pod { .. } => "pod_spec",
+        };
+        let message = format!("{field}: {why}");
         return Err(ChallengeError::Invalid(vec![Invalid { field, fault: Fault::Value, message }]));
     }
     let is_new = before.is_none_or(|before| before.definition.ttl_seconds != ttl);

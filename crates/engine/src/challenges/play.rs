@@ -202,7 +202,7 @@ async fn start(
     };
     let challenge = match (decided, challenge) {
         (Err(Refusal::Rate), _) => {
-            return Err(too_many(shared.view.board.rate.left(&player.user, now)));
+            return Err(too_many(shared.view.board.rate.left(&player.user, limits, now)));
         }
         (Err(Refusal::Solved), Some(challenge)) => {
             if challenge.definition.destroy_on_solve {

@@ -54,9 +54,11 @@ impl Rate {
         Ok(())
     }
 
-    /// How long a user's window lasts.
-    pub(super) fn left(&self, user: &str, now: BootTime) -> Duration {
-        self.0.lock().get(user).map_or(Duration::ZERO, |window| now.until(window.ends))
+    /// How long the window lasts of a user who may make none now. Where nobody may make any there is
+    /// none that ends.
+    pub(super) fn left(&self, user: &str, limits: &PlayerLimits, now: BootTime) -> Duration {
+        let windows = self.0.lock();
+        windows.get(user).map_or(limits.create_window, |window| now.until(window.ends))
     }
 
     /// Gives back one that led to nothing.

@@ -514,6 +514,24 @@ async fn an_extension_moves_the_deadline_as_far_as_it_may() {
 }
 
 #[tokio::test]
+async fn no_stack_is_extended_beyond_the_longest_life() {
+    let max_lifetime = Some(Duration::from_secs(120));
+    let players = PlayerLimits { max_lifetime, ..PlayerLimits::default() };
+    let test = with(EngineConfig { players, ..EngineConfig::default() }).await;
+    let mut short = draft("short");
+    short.ttl_seconds = Some(100);
+    let number = test.engine.challenges().create(short, None).await.unwrap().number;
+    let (players, owner) = (test.engine.players(), user("7").owner);
+    let made = players.start(user("7"), number).await.unwrap().stack.created_at;
+    test.clock.advance(Duration::from_secs(60));
+    let extended = players.extend(owner.clone(), number).await.unwrap();
+    assert_eq!(extended.stack.expires_at, made + Duration::from_secs(120));
+    let further = players.extend(owner, number).await;
+    assert_eq!(further.map(|_| ()), Err(ExtendError::NotLater));
+    test.finish().await;
+}
+
+#[tokio::test]
 async fn an_owner_is_told_of_changes() {
     let test = TestEngine::start().await;
     let web = challenge(&test, "web").await;

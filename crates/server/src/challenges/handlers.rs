@@ -25,7 +25,7 @@ use crate::params::{Params, PathText};
 struct CreateSchema {
     /// Its slug: a DNS label with at least one letter. Unique.
     id: String,
-    /// Its number; the next one where absent. Unique, also among challenges that are gone.
+    /// Its number; the next one where absent. Unique; that of a challenge that is gone is given again only to who asks for it.
     #[schema(minimum = 1)]
     number: Option<u64>,
     /// What people call it.

@@ -73,7 +73,9 @@ pub(super) fn who(fields: &mut Fields<'_>) -> Vec<Subject> {
 
 /// Who a query is about.
 fn subject(params: &Params) -> Result<Subject, Fault> {
-    let kind = match (params.one("user"), params.one("team")) {
+    // As it is written: names are not trimmed.
+    let named = |name| params.all(name).find(|value| !value.trim().is_empty());
+    let kind = match (named("user"), named("team")) {
         (Some(user), None) => return Ok(Subject::User(user.to_owned())),
         (None, Some(team)) => return Ok(Subject::Team(team.to_owned())),
         (None, None) => "missing",

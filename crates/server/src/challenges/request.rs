@@ -5,8 +5,8 @@ use axum::body::{Body, to_bytes};
 use axum::http::StatusCode;
 use serde_json::{Map, Value, json};
 use stackd_core::challenge::{
-    Challenge, ChallengeNumber, Draft, ExtraConfig, Fault as Kind, Invalid, Source, concealed,
-    revealed,
+    Challenge, ChallengeNumber, Draft, ExtraConfig, Fault as Kind, Invalid, MAX_SUBJECT, Source,
+    Subject, concealed, revealed,
 };
 use stackd_core::port::{TargetPortError, TargetPorts};
 use stackd_engine::challenges::ChallengeError;
@@ -14,9 +14,6 @@ use utoipa::ToSchema;
 
 use crate::config::ServerConfig;
 use crate::fault::Fault;
-
-/// The most characters of a user's or a team's name.
-const MAX_SUBJECT: usize = 255;
 
 /// A refusal of the catalogue.
 #[derive(ToSchema)]
@@ -227,20 +224,18 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// The name of somebody: a text, or a number, which is the same as its text.
+    /// The name of somebody.
     pub(super) fn name(&mut self, field: &'static str) -> Option<String> {
-        let name =
-            self.read(field, "string_type", "a text or a whole number", |value| match value {
-                Value::String(text) => Some(text.trim().to_owned()),
-                number => whole(number).map(|number| number.to_string()),
-            })?;
-        let fits = (1..=MAX_SUBJECT).contains(&name.chars().count());
-        if fits && !name.chars().any(char::is_control) {
-            return Some(name);
+        let value = self.given(field)?;
+        let name = Subject::name_of(value);
+        if name.is_none() && value.is_string() {
+            let message = format!("{field} must be one line of 1 to {MAX_SUBJECT} characters");
+            self.wrong(field, message, value);
+        } else if name.is_none() {
+            let what = "a text or a whole number";
+            self.problems.push(Problem::of_type("string_type", field, what, value));
         }
-        let message = format!("{field} must be one line of 1 to {MAX_SUBJECT} characters");
-        self.wrong(field, message, &name.into());
-        None
+        name
     }
 
     pub(super) fn wrong(&mut self, field: &'static str, message: String, input: &Value) {

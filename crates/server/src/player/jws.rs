@@ -9,19 +9,28 @@ use ring::signature::{
     ECDSA_P256_SHA256_FIXED, ED25519, RSA_PKCS1_2048_8192_SHA256, RsaPublicKeyComponents,
     UnparsedPublicKey, VerificationAlgorithm,
 };
-use serde::Deserialize;
-use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
 use super::keys::Key;
 
 /// What a token says of its signature: it chooses among the keys, and never what a key is good for.
-#[derive(Deserialize)]
 pub(super) struct Header {
-    pub(super) alg: Algorithm,
-    pub(super) kid: Option<String>,
-    /// What must be understood (RFC 7515, 4.1.11).
-    pub(super) crit: Option<IgnoredAny>,
+    pub(super) algorithm: Algorithm,
+    /// The key's name.
+    pub(super) id: Option<String>,
+    /// There is something that must be understood (RFC 7515, 4.1.11).
+    pub(super) is_critical: bool,
+}
+
+impl Header {
+    fn of(fields: &Map<String, Value>) -> Option<Self> {
+        let id = match fields.get("kid") {
+            None | Some(Value::Null) => None,
+            Some(id) => Some(id.as_str()?.to_owned()),
+        };
+        let algorithm = fields.get("alg")?.as_str()?.parse().ok()?;
+        Some(Self { algorithm, id, is_critical: fields.contains_key("crit") })
+    }
 }
 
 /// A token of which only the header is read.
@@ -37,7 +46,7 @@ impl<'a> Jws<'a> {
     pub(super) fn parse(token: &'a str) -> Option<Self> {
         let (signed, signature) = token.rsplit_once('.')?;
         let (header, claims) = signed.split_once('.')?;
-        let header = serde_json::from_slice(&decoded(header)?).ok()?;
+        let header = Header::of(&object(header)?)?;
         Some(Self { header, signed, claims, signature })
     }
 
@@ -70,8 +79,12 @@ impl<'a> Jws<'a> {
 
     /// What it says. Only a signature makes that true.
     pub(super) fn claims(&self) -> Option<Map<String, Value>> {
-        serde_json::from_slice(&decoded(self.claims)?).ok()
+        object(self.claims)
     }
+}
+
+fn object(part: &str) -> Option<Map<String, Value>> {
+    serde_json::from_slice(&decoded(part)?).ok()
 }
 
 fn decoded(part: &str) -> Option<Vec<u8>> {

@@ -153,10 +153,14 @@ pub(super) async fn follow_stack(
     if first.challenge.is_none() && first.stack.is_none() {
         return Err(errors::no_challenge());
     }
-    let left = i64::try_from(session.ends)
-        .unwrap_or(i64::MAX)
-        .saturating_sub(Timestamp::now().as_second());
-    let over = tokio::time::sleep(Duration::from_secs(u64::try_from(left).unwrap_or(0)));
+    let over = {
+        let (state, session) = (state.clone(), session.clone());
+        async move {
+            if let Some(tokens) = state.tokens() {
+                tokens.ends(&session).await;
+            }
+        }
+    };
     let stopping = state.stopping().clone();
     let changed = state.engine().players().changed(&session.player.owner);
     let states = stream::unfold(

@@ -101,6 +101,7 @@ async fn every_route_asks_for_a_good_key() {
             assert!(answer.header("x-request-id").is_some());
             answer.refuses(401, "invalid api key");
         }
+        as_player(&app, &method, &path).await.refuses(401, "invalid api key");
         let accepted: [(Option<&str>, &str); 7] = [
             (Some(KEY), ""),
             (Some("  right-key "), ""),
@@ -122,6 +123,12 @@ async fn every_route_asks_for_a_good_key() {
     for (method, path) in BY_LISTENER {
         assert!(routes().contains(&(method.to_owned(), path.to_owned())));
     }
+}
+
+/// A player's good token, where a key is asked for.
+async fn as_player(app: &App, method: &str, path: &str) -> Answer {
+    let token = Signer::shared().token(&json!({"uid": 7}));
+    player::ask(app, method.to_uppercase().parse().unwrap(), path, &token).await
 }
 
 /// Players are let in by their tokens and by nothing else.
@@ -228,6 +235,8 @@ async fn catalogue(app: &App, method: &str, path: &str) {
         let answer = ask(app, method, path, header, query).await;
         answer.details(403, "invalid api key");
     }
+    let answer = as_player(app, method, path).await;
+    answer.details(401, "missing api key");
     for (header, query) in [
         (Some(KEY), ""),
         (Some("other-dialect"), ""),

@@ -267,7 +267,7 @@ pub(crate) fn wrong_subjects() -> Vec<(Value, Value)> {
             json!({}),
             json!([{"type": "missing", "loc": ["body"], "msg": "user or team must say who it is", "input": null}]),
         ),
-        (json!({"user": " "}), json!([wrong("value_error", "user", line("user"), json!(""))])),
+        (json!({"user": " "}), json!([wrong("value_error", "user", line("user"), json!(" "))])),
         (json!({"team": long}), json!([wrong("value_error", "team", line("team"), json!(long))])),
         (
             json!({"user": [1], "team": 1.5}),
@@ -307,6 +307,25 @@ async fn a_protocol_is_said_in_either_place() {
 }
 
 #[tokio::test]
+async fn what_could_never_start_is_refused_when_it_is_written() {
+    let engine = json!({"limit_range": {"container": {"max": {"memory": "256Mi"}}}});
+    let app = App::with(Setup { engine: Some(engine), ..Setup::default() }).await;
+    let why = "maximum memory usage per Container is 256Mi, but limit is";
+    let refused = app.post("/challenges", &web100()).await.is(422).json();
+    assert_eq!(refused["detail"][0]["loc"], json!(["body", "image"]));
+    assert_eq!(refused["detail"][0]["msg"], format!("image: {why} 512Mi"));
+    let mut by_pod = json!({"id": "pod", "name": "Pod", "runtime": "docker", "target_port": 80});
+    by_pod["pod_spec"] = json!(POD.replace("128Mi", "1Gi"));
+    let refused = app.post("/challenges", &by_pod).await.is(422).json();
+    assert_eq!(refused["detail"][0]["loc"], json!(["body", "pod_spec"]));
+    assert_eq!(refused["detail"][0]["msg"], format!("pod_spec: {why} 1Gi"));
+    by_pod["pod_spec"] = json!(POD);
+    app.post("/challenges", &by_pod).await.is(201);
+    let larger = json!({"pod_spec": POD.replace("128Mi", "1Gi")});
+    app.patch("/challenges/pod", &larger).await.is(422);
+}
+
+#[tokio::test]
 async fn solves_and_locks_are_told_and_taken_back() {
     let app = App::new().await;
     app.post("/challenges", &web100()).await.is(201);
@@ -321,6 +340,12 @@ async fn solves_and_locks_are_told_and_taken_back() {
         assert_eq!(listed.as_array().unwrap().len(), 2);
         app.delete(&format!("{path}?user=7")).await.is(204);
         app.delete(&format!("{path}?user=7")).await.details(404, missing);
+        // A name is what it is, with its blanks.
+        let blank = app.post(&path, &json!({"team": "red "})).await.is(201).json();
+        assert_eq!(blank["team"], "red ");
+        app.delete(&format!("{path}?team=red%20")).await.is(204);
+        app.delete(&format!("{path}?team=red%20")).await.details(404, missing);
+        assert_eq!(app.get(&path).await.json().as_array().unwrap().len(), 1);
         let one_of = "one of user and team must say who it is";
         for (query, kind) in
             [("", "missing"), ("?user=", "missing"), ("?user=7&team=red", "value_error")]

@@ -220,6 +220,88 @@ async fn a_team_shares_its_stacks() {
     ask(&app, Method::GET, STACK, &of(1, "red")).await.refuses(404, "stack not found");
     ask(&app, Method::POST, STACK, &of(1, "red")).await.refuses(409, "challenge already solved");
     ask(&app, Method::POST, STACK, &of(3, "blue")).await.is(201);
+    // Names that differ in a blank are two.
+    let apart = ask(&app, Method::POST, STACK, &of(4, "blue ")).await.is(201).json();
+    app.post("/challenges/12/solves", &json!({"team": "blue "})).await.is(201);
+    ask(&app, Method::GET, STACK, &of(4, "blue ")).await.refuses(404, "stack not found");
+    let theirs = ask(&app, Method::GET, STACK, &of(3, "blue")).await.is(200).json();
+    assert_ne!(apart["stack_id"], theirs["stack_id"]);
+}
+
+/// The platform may call its claims what it likes.
+#[tokio::test]
+async fn claims_are_those_of_the_settings() {
+    let player = PlayerConfig {
+        owner: OwnerKind::Team,
+        user_claims: vec!["player".to_owned(), "login".to_owned()],
+        team_claim: "squad".to_owned(),
+        purpose_claims: vec!["use".to_owned()],
+        purpose: "game".to_owned(),
+        role_claim: "rank".to_owned(),
+        roles: vec!["member".to_owned(), "captain".to_owned()],
+        ..by_secret()
+    };
+    let app = with(setup(player)).await;
+    let good = json!({"player": 7, "squad": "red", "use": "game", "rank": "captain"});
+    let with = |field: &str, value: Value| {
+        let mut claims = good.clone();
+        claims[field] = value;
+        Signer::shared().token(&claims)
+    };
+    let made = ask(&app, Method::POST, STACK, &with("typ", json!("x"))).await.is(201).json();
+    for token in [
+        with("uid", json!(8)),
+        with("use", Value::Null),
+        with("rank", json!("member")),
+        with("team", json!("blue")),
+    ] {
+        let stack = ask(&app, Method::GET, STACK, &token).await.is(200).json();
+        assert_eq!(stack["stack_id"], made["stack_id"]);
+    }
+    let second = Signer::shared()
+        .token(&json!({"login": "ann", "squad": "red", "use": "game", "rank": "member"}));
+    ask(&app, Method::GET, STACK, &second).await.is(200);
+    for token in [
+        with("player", Value::Null),
+        with("squad", Value::Null),
+        with("use", json!("access")),
+        with("rank", json!("guest")),
+        with("rank", Value::Null),
+    ] {
+        ask(&app, Method::GET, STACK, &token).await.refuses(401, "invalid token");
+    }
+}
+
+/// A stack has an address only when a machine for it is known.
+#[tokio::test]
+async fn an_address_is_left_out_until_it_is_known() {
+    let mut setup = setup(by_secret());
+    setup.runtime = Some(SimulatedConfig {
+        late_placement: true,
+        concurrent_starts: 1,
+        start_delay: std::time::Duration::from_secs(3600),
+        ..placed()
+    });
+    let app = with(setup).await;
+    ask(&app, Method::POST, STACK, &user("7")).await.is(201);
+    // It waits behind that one.
+    let made = ask(&app, Method::POST, STACK, &user("8")).await.is(201).json();
+    assert_eq!(made["status"], "creating");
+    for absent in ["node_public_ip", "node_port"] {
+        assert_eq!(made.get(absent), None, "{made}");
+    }
+    assert_eq!(made["target_port"], 80);
+}
+
+#[tokio::test]
+async fn where_nobody_may_create_a_window_is_told_all_the_same() {
+    let mut setup = setup(by_secret());
+    setup.engine = Some(json!({"players": {"create_max": 0}}));
+    let app = with(setup).await;
+    let refused = ask(&app, Method::POST, STACK, &user("7")).await.is(429);
+    assert_eq!(refused.header("retry-after"), Some("60"));
+    let limit = json!({"limit": 0, "remaining": 0, "reset_seconds": 60});
+    assert_eq!(refused.json()["rate_limit"], limit);
 }
 
 #[tokio::test]

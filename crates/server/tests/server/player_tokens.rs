@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
+use futures_util::StreamExt;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use stackd_server::{ConfigError, PlayerConfig, ServerConfig};
 
 use crate::harness::{Answer, App, soon};
 use crate::player::*;
+use crate::player_page::follow;
 use crate::tokens::{Signer, claims, now};
 
 #[tokio::test]
@@ -116,7 +118,11 @@ async fn only_good_tokens_are_let_in() {
         // What would have to be understood.
         rsa.raw(&json!({"alg": "RS256", "crit": ["exp"]}), &claims),
         rsa.raw(&json!({"alg": "RS256", "crit": []}), &claims),
+        rsa.raw(&json!({"alg": "RS256", "crit": null}), &claims),
+        rsa.raw(&json!({"alg": "RS256", "kid": 1}), &claims),
         rsa.raw(&json!({"alg": ["RS256"]}), &claims),
+        rsa.raw(&json!({"alg": {"RS256": null}}), &claims),
+        rsa.raw(&json!(["RS256", null, null]), &claims),
         rsa.raw(&json!({"kid": "1"}), &claims),
         rsa.raw(&json!("RS256"), &claims),
         rsa.raw(&header, &json!([claims])),
@@ -258,6 +264,26 @@ async fn a_token_that_was_good_ends_with_its_time() {
     for token in &tokens {
         becomes(&app, token, 401).await;
     }
+}
+
+/// What lasts as long as a token is over when the platform takes the token's key back.
+#[tokio::test]
+async fn a_stream_ends_with_its_key() {
+    let directory = tempfile::tempdir().unwrap();
+    let [old, new] = ["ec", "rsa"].map(|kind| Signer::new(directory.path(), kind).0);
+    let platform = Platform::start(json!({"keys": [old.jwk("1"), new.jwk("2")]})).await;
+    let jwks_refresh = Duration::from_secs(1);
+    let app = with(setup(PlayerConfig { jwks_refresh, ..platform.config() })).await;
+    becomes(&app, &named(&old, "1"), 200).await;
+    let streams = [follow(&app, &named(&old, "1")).await, follow(&app, &named(&new, "2")).await];
+    let [mut ends, mut stays] = streams;
+    for stream in [&mut ends, &mut stays] {
+        soon(stream.next()).await.unwrap();
+    }
+    platform.publish(&[new.jwk("2")]);
+    assert!(soon(ends.next()).await.is_none());
+    ask(&app, Method::POST, STACK, &named(&new, "2")).await.is(201);
+    soon(stays.next()).await.unwrap();
 }
 
 /// A platform that gives a new key the name of the old one, and one that takes its keys back.

@@ -6,7 +6,8 @@ use super::*;
 fn a_directory_of_challenges_is_applied_once() {
     let dir = tempfile::tempdir().unwrap();
     let file = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
-    file("web.yaml", "id: web\nname: Web\nimage: web:1\nport: 80\nextra_config: {pids_limit: 9}\n");
+    let web = "id: web\nname: Web\nimage: web:1\nport: 80\nextra_config: {pids_limit: 9}\n";
+    file("web.yaml", web);
     file("pwn.yml", "id: pwn\nname: Pwn\nimage: pwn:1\nport: 1337\nprotocol: tcp\n");
     file("notes.txt", "no challenge");
     let path = dir.path().to_str().unwrap();
@@ -21,6 +22,11 @@ fn a_directory_of_challenges_is_applied_once() {
     assert_eq!(server.challenge(&["list", "-o", "name"]).out, "");
     assert_eq!(apply(&[]).1, "2 created, 0 changed, 0 removed, 0 unchanged");
     assert_eq!(apply(&[]).1, "0 created, 0 changed, 0 removed, 2 unchanged");
+    file("web.yaml", &web.replace("{pids_limit: 9}", "{pids_limit: 8, env: {A: b}}"));
+    let shown = apply(&["--dry-run"]).2.out;
+    let options = "    extra_config.env.A: unset -> b\n    extra_config.pids_limit: 9 -> 8\n";
+    assert!(shown.contains(options), "{shown}");
+    file("web.yaml", web);
     let edited = server.challenge(&["edit", "web", "--ttl", "1h", "--enabled", "false"]);
     assert!(edited.out.contains("3600") && edited.out.contains("disabled"), "{}", edited.err);
     let (_, last, said) = apply(&[]);

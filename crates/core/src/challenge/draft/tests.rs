@@ -194,3 +194,45 @@ fn what_stays_is_not_held_against_a_later_policy() {
     let fields: Vec<_> = wrong.unwrap_err().into_iter().map(|wrong| wrong.field).collect();
     assert_eq!(fields, ["extra_config", "cpu_count", "memory_mb"]);
 }
+
+#[test]
+fn any_amount_is_allowed_where_no_set_is() {
+    let policy = ChallengePolicy {
+        cpu_counts: Vec::new(),
+        memory_mbs: Vec::new(),
+        ..ChallengePolicy::default()
+    };
+    let draft = |cpu, memory| Draft { cpu_count: Some(cpu), memory_mb: Some(memory), ..web() };
+    let number = ChallengeNumber::new(12).unwrap();
+    let check =
+        |draft: Draft| draft.check(number, &policy, &PodDefaults::default(), Timestamp::UNIX_EPOCH);
+    let resources = check(draft(3, 333)).unwrap().spec.containers[0].resources.clone();
+    assert_eq!((resources.cpu_milli, resources.memory_bytes), (3000, 333 << 20));
+    let faults = check(draft(0, -1)).unwrap_err();
+    let fields: Vec<_> = faults.iter().map(|fault| fault.field).collect();
+    assert_eq!(fields, ["cpu_count", "memory_mb"]);
+    assert!(faults.iter().all(|fault| fault.message == "must be a whole number above 0"));
+}
+
+/// What a Pod did not say was taken from the defaults of the day when it was written.
+#[test]
+fn a_pod_stays_what_it_was_when_the_defaults_change() {
+    let pod = "kind: Pod\nspec:\n  containers:\n  - name: a\n    image: b\n    ports: [{containerPort: 7}]\n";
+    let draft = Draft {
+        image: None,
+        port: None,
+        pod_spec: Some(pod.to_owned()),
+        target_port: Some(TargetPorts::Any(7)),
+        ..web()
+    };
+    let (policy, now) = (ChallengePolicy::default(), Timestamp::UNIX_EPOCH);
+    let number = ChallengeNumber::new(12).unwrap();
+    let defaults = PodDefaults { cpu_milli: Some(500), memory_bytes: Some(1 << 30) };
+    let before = draft.check(number, &policy, &defaults, now).unwrap();
+    let none = PodDefaults::default();
+    let off = Draft { enabled: Some(false), ..Draft::of(&before) };
+    let after = off.change(&before, &policy, &none, now).unwrap();
+    assert_eq!((after.spec, after.definition.enabled), (before.spec.clone(), false));
+    let other = Draft { pod_spec: Some(format!("{pod} ")), ..Draft::of(&before) };
+    assert!(other.change(&before, &policy, &none, now).is_err());
+}

@@ -126,20 +126,26 @@
           cache: "no-store",
         });
         if (answer.status === 401) return refuse(used);
-        if (answer.status === 404) return show("failed", "Closed", CLOSED);
         if (answer.status === 503) trouble = WORDS["stack feature disabled"];
-        if (!answer.ok) throw new Error(String(answer.status));
+        const closed = answer.status === 404;
+        if (!answer.ok && !closed) throw new Error(String(answer.status));
         // It was good: when it is not any more, it has ended.
         again = 0;
         patience = 0;
         clearTimeout(asking);
         asking = 0;
-        for await (const state of states(answer.body, heard)) {
-          if (mine.signal.aborted) return;
-          pause = 500;
-          seen = state;
-          skew = Date.parse(state.now) - Date.now();
-          draw();
+        if (closed) {
+          // It may be opened yet.
+          show("failed", "Closed", CLOSED);
+          pause = 10000;
+        } else {
+          for await (const state of states(answer.body, heard)) {
+            if (mine.signal.aborted) return;
+            pause = 500;
+            seen = state;
+            skew = Date.parse(state.now) - Date.now();
+            draw();
+          }
         }
       } catch {
         if (mine.signal.aborted) return;

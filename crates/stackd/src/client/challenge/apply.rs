@@ -1,6 +1,6 @@
 //! `stackd challenge apply`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use clap::Args;
@@ -95,28 +95,76 @@ fn shown(step: &Step<'_>) -> String {
         Step::Edit(file, differences) => {
             let mut lines = format!("~ {} ({})\n", file.id(), file.path.display());
             for Difference { field, from, to } in differences {
-                let show = |value| match *field {
-                    "extra_config" => short(&file::hidden(value)),
-                    _ => short(value),
-                };
-                lines.push_str(&format!("    {field}: {} -> {}\n", show(from), show(to)));
+                match (from, to) {
+                    _ if *field == "extra_config" => {
+                        let [from, to] = [from, to].map(|value| options(&file::hidden(value)));
+                        let all: BTreeSet<_> = from.keys().chain(to.keys()).collect();
+                        for option in all {
+                            let [from, to] = [&from, &to].map(|options| options.get(option));
+                            if from != to {
+                                let [from, to] =
+                                    [from, to].map(|v| line(v.unwrap_or(&Value::Null)));
+                                lines.push_str(&format!("    {field}{option}: {from} -> {to}\n"));
+                            }
+                        }
+                    }
+                    (Value::String(from), Value::String(to))
+                        if from.contains('\n') || to.contains('\n') =>
+                    {
+                        lines.push_str(&format!("    {field}:\n"));
+                        push_hunk(&mut lines, from, to);
+                    }
+                    _ => {
+                        lines.push_str(&format!("    {field}: {} -> {}\n", line(from), line(to)));
+                    }
+                }
             }
             lines
         }
     }
 }
 
+/// Further options by where they are: `.env.A`.
+fn options(extra: &Value) -> BTreeMap<String, Value> {
+    fn flatten(value: Value, path: String, into: &mut BTreeMap<String, Value>) {
+        match value {
+            Value::Object(fields) => {
+                for (name, value) in fields {
+                    flatten(value, format!("{path}.{name}"), into);
+                }
+            }
+            value => drop(into.insert(path, value)),
+        }
+    }
+    let mut all = BTreeMap::new();
+    if let Some(extra) = extra.as_str() {
+        // What cannot be read is told as it is; the server refuses it.
+        let read = serde_json::from_str(extra).unwrap_or_else(|_| extra.into());
+        flatten(read, String::new(), &mut all);
+    }
+    all
+}
+
+/// The lines that a longer text loses and gets: what is the same before and after them is left out.
+fn push_hunk(lines: &mut String, from: &str, to: &str) {
+    let (from, to): (Vec<_>, Vec<_>) = (from.lines().collect(), to.lines().collect());
+    let same = |(a, b): &(&&str, &&str)| a == b;
+    let before = from.iter().zip(&to).take_while(same).count();
+    let (from, to) = (&from[before..], &to[before..]);
+    let after = from.iter().rev().zip(to.iter().rev()).take_while(same).count();
+    for (mark, part) in [('-', &from[..from.len() - after]), ('+', &to[..to.len() - after])] {
+        for line in part {
+            lines.push_str(&format!("      {mark} {line}\n"));
+        }
+    }
+}
+
 /// A value on one line.
-fn short(value: &Value) -> String {
-    let text = match value {
+fn line(value: &Value) -> String {
+    match value {
         Value::Null => "unset".to_owned(),
-        Value::String(text) => text.clone(),
+        Value::String(text) => text.lines().collect::<Vec<_>>().join("\\n"),
         other => other.to_string(),
-    };
-    let line = text.lines().collect::<Vec<_>>().join("\\n");
-    match line.char_indices().nth(60) {
-        Some((at, _)) => format!("{}…", &line[..at]),
-        None => line,
     }
 }
 
@@ -160,5 +208,39 @@ async fn carry_out_one(step: &Step<'_>, api: &Api, dry_run: bool) -> (String, an
         }
         Step::Remove(id) if dry_run => (id.clone(), Ok(())),
         Step::Remove(id) => (id.clone(), remove(api, id, false).await),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_what_differs_of_a_long_text_is_shown() {
+        let mut lines = String::new();
+        push_hunk(
+            &mut lines,
+            "kind: Pod\nspec:\n  a: 1\n  b: 2\n",
+            "kind: Pod\nspec:\n  a: 3\n  b: 2\n",
+        );
+        assert_eq!(lines, "      -   a: 1\n      +   a: 3\n");
+        lines.clear();
+        push_hunk(&mut lines, "a\nb\n", "a\na\nb\n");
+        assert_eq!(lines, "      + a\n");
+        lines.clear();
+        push_hunk(&mut lines, "a\nb", "a");
+        assert_eq!(lines, "      - b\n");
+    }
+
+    #[test]
+    fn options_are_named_by_where_they_are() {
+        let extra = json!(r#"{"env":{"A":"1","B":"2"},"ports":[{"port":1}]}"#);
+        let all = options(&extra);
+        let names: Vec<_> = all.keys().map(String::as_str).collect();
+        assert_eq!(names, [".env.A", ".env.B", ".ports"]);
+        assert_eq!(options(&Value::Null), BTreeMap::new());
+        assert_eq!(options(&json!("x")), BTreeMap::from([(String::new(), json!("x"))]));
     }
 }

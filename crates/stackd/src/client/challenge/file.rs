@@ -133,9 +133,17 @@ pub(super) fn read_all(path: &Path) -> anyhow::Result<Vec<File>> {
     paths.sort();
     let files: Vec<File> = paths.iter().map(|path| read(path)).collect::<anyhow::Result<_>>()?;
     for (at, file) in files.iter().enumerate() {
-        if let Some(other) = files[..at].iter().find(|other| other.id() == file.id()) {
-            let why = format!("{:?} is described by {} too", file.id(), other.path.display());
-            return Err(wrong(&file.path, why));
+        for other in &files[..at] {
+            let there = other.path.display();
+            if other.id() == file.id() {
+                let why = format!("{:?} is described by {there} too", file.id());
+                return Err(wrong(&file.path, why));
+            }
+            if let (Some(number), Some(same)) = (file.number(), other.number())
+                && number == same
+            {
+                return Err(wrong(&file.path, format!("number {number} is that of {there} too")));
+            }
         }
     }
     Ok(files)
@@ -144,6 +152,10 @@ pub(super) fn read_all(path: &Path) -> anyhow::Result<Vec<File>> {
 impl File {
     pub(super) fn id(&self) -> &str {
         self.fields.get("id").and_then(Value::as_str).unwrap_or_default()
+    }
+
+    fn number(&self) -> Option<u64> {
+        self.fields.get("number").and_then(Value::as_u64)
     }
 
     /// What is sent to write it: only what the file says.
@@ -156,7 +168,7 @@ impl File {
 
     /// What the file wants of a field: what it does not say has its default.
     fn wanted(&self, field: &str) -> Value {
-        let by_pod = self.fields.contains_key("pod_spec");
+        let by_pod = self.fields.get("pod_spec").is_some_and(|pod| !pod.is_null());
         match (self.fields.get(field), field) {
             (Some(value), _) if !value.is_null() => value.clone(),
             (_, "runtime") => json!("docker"),
@@ -282,6 +294,26 @@ mod tests {
         ] {
             let error = file(yaml).unwrap_err().to_string();
             assert!(error.contains("web.yaml") && error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn two_files_of_one_challenge_are_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let write = |name: &str, id: &str, number: u32| {
+            let yaml = format!("id: {id}\nname: {id}\nimage: web:1\nport: 80\nnumber: {number}\n");
+            std::fs::write(directory.path().join(name), yaml).unwrap();
+        };
+        write("a.yaml", "a", 1);
+        write("b.yaml", "b", 2);
+        assert_eq!(read_all(directory.path()).unwrap().len(), 2);
+        for (id, number, part) in
+            [("a", 3, "\"a\" is described by"), ("b", 1, "number 1 is that of")]
+        {
+            write("b.yaml", id, number);
+            let error = read_all(directory.path()).unwrap_err().to_string();
+            assert!(error.contains("b.yaml") && error.contains(part), "{error}");
+            assert!(error.contains("a.yaml too"), "{error}");
         }
     }
 }
