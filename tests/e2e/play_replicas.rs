@@ -6,7 +6,7 @@ use serde_json::json;
 use stackd_testkit::postgres::Postgres;
 use stackd_testkit::within;
 
-use crate::fleet::{Fleet, answer};
+use crate::fleet::{Fleet, Line, answer};
 use crate::play::{SECRET, token};
 
 const STACK: &str = "/api/challenges/12/stack";
@@ -56,4 +56,21 @@ async fn players_are_answered_in_their_documents_words_by_any_replica() {
     }
     let (status, seen) = answer(ask(1, Method::GET, STACK, 7)).await.expect("an answer");
     assert_eq!((status, &seen["stack_id"]), (200, &made["stack_id"]), "{seen}");
+
+    // Without the database it cannot know what is there.
+    fleet.replicas[follower].line.send_replace(Line::Cut);
+    for path in [STACK, "/api/stacks"] {
+        let refused = within("the follower knows nothing", async {
+            loop {
+                let asked = ask(1, Method::GET, path, 7).send().await.expect("an answer");
+                if asked.status() != 200 {
+                    break asked;
+                }
+            }
+        })
+        .await;
+        assert_eq!(refused.status(), 503, "{path}");
+        let body: serde_json::Value = refused.json().await.expect("JSON");
+        assert_eq!(body, json!({"error": "stack provisioner unavailable"}), "{path}");
+    }
 }

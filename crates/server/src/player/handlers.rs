@@ -30,8 +30,14 @@ pub(super) fn number(text: &str) -> Result<ChallengeNumber, Fault> {
 /// The player's live stacks, newest first.
 #[utoipa::path(
     get, path = "/api/stacks", tag = "player", operation_id = "listMyStacks",
-    responses((status = 200, description = "The stacks of the user, or of the team.", body = Vec<PlayerStackView>,
-        example = json!([model::example()])))
+    responses(
+        (status = 200, description = "The stacks of the user, or of the team.", body = Vec<PlayerStackView>,
+            example = json!([model::example()])),
+        (status = 503, description = "No token can be verified here, or what there is cannot be known now.", body = PlayerErrorBody, examples(
+            ("disabled" = (value = json!({"error": "stack feature disabled"}))),
+            ("unavailable" = (value = json!({"error": "stack provisioner unavailable"}))),
+        )),
+    )
 )]
 pub(super) async fn list_stacks(
     State(state): State<ServerState>,
@@ -98,6 +104,10 @@ pub(super) async fn create_stack(
             example = json!({"error": "invalid input", "details": [{"field": "id", "reason": "invalid"}]})),
         (status = 404, description = "There is none, or it has ended.", body = PlayerErrorBody,
             example = json!({"error": "stack not found"})),
+        (status = 503, description = "No token can be verified here, or what there is cannot be known now.", body = PlayerErrorBody, examples(
+            ("disabled" = (value = json!({"error": "stack feature disabled"}))),
+            ("unavailable" = (value = json!({"error": "stack provisioner unavailable"}))),
+        )),
     )
 )]
 pub(super) async fn get_stack(
