@@ -12,30 +12,34 @@ use stackd_testkit::postgres::Postgres;
 
 use crate::http::Client;
 use crate::server::{KEY, beside};
-use crate::stats::{Samples, head};
+use crate::stats::{Samples, head, millis, target};
 
 const REPLICAS: usize = 3;
 const FAILOVERS: usize = 10;
 const CALLS: usize = 300;
 /// Stacks that a new leader reads.
 const STACKS: usize = 1000;
+/// Milliseconds that a failover may take.
+const MOST: f64 = 5000.0;
 
 struct Fleet {
     directory: tempfile::TempDir,
     database: String,
+    /// The runtime's options.
+    runtime: Vec<String>,
     addresses: Vec<SocketAddr>,
     processes: Vec<Option<Child>>,
 }
 
 impl Fleet {
-    fn start(database: String) -> Result<Self> {
+    fn start(database: String, runtime: Vec<String>) -> Result<Self> {
         let mut addresses = Vec::new();
         for _ in 0..REPLICAS {
             addresses.push(TcpListener::bind("127.0.0.1:0")?.local_addr()?);
         }
         let directory = tempfile::tempdir()?;
         let processes = (0..REPLICAS).map(|_| None).collect();
-        let mut fleet = Self { directory, database, addresses, processes };
+        let mut fleet = Self { directory, database, runtime, addresses, processes };
         for index in 0..REPLICAS {
             fleet.launch(index)?;
         }
@@ -45,12 +49,12 @@ impl Fleet {
     fn launch(&mut self, index: usize) -> Result<()> {
         let path = self.directory.path();
         let child = Command::new(beside("stackd")?)
-            .args(["serve", "--replicas", "--runtime", "simulated", "--simulated-directory"])
-            .arg(path.join("runtime"))
+            .args(["serve", "--replicas"])
+            .args(&self.runtime)
             .arg("--data-dir")
             .arg(path.join(index.to_string()))
             .args(["--listen", &self.addresses[index].to_string()])
-            .args(["--node-port-range", "20000-29999", "--database-url", &self.database])
+            .args(["--database-url", &self.database])
             .env("STACKD_API_KEY", KEY)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -65,6 +69,12 @@ impl Fleet {
             std::thread::sleep(Duration::from_millis(5));
         }
         bail!("replica {index} is not ready: {}", std::fs::read_to_string(path.join("log"))?)
+    }
+
+    /// Makes the stacks that a new leader reads.
+    fn fill(&self) -> Result<()> {
+        let mut client = self.client(self.leader()?)?;
+        (0..STACKS).try_for_each(|_| create(&mut client).map(drop))
     }
 
     fn client(&self, index: usize) -> Result<Client<TcpStream>> {
@@ -179,12 +189,16 @@ fn interruptions(fleet: &mut Fleet, fault: Fault, signal: &str) -> Result<(Sampl
 
 pub(crate) fn of_the_leader() -> Result<()> {
     let postgres = Postgres::start();
-    let mut fleet = Fleet::start(postgres.database())?;
+    let runtime = tempfile::tempdir()?;
+    let machine = runtime.path().display().to_string();
+    let options = [
+        ("--runtime", "simulated"),
+        ("--simulated-directory", &machine),
+        ("--node-port-range", "20000-29999"),
+    ];
+    let mut fleet = Fleet::start(postgres.database(), owned(&options))?;
+    fleet.fill()?;
     let leader = fleet.leader()?;
-    let mut first = fleet.client(leader)?;
-    for _ in 0..STACKS {
-        create(&mut first)?;
-    }
 
     head(&format!("{REPLICAS} replicas, PostgreSQL, {STACKS} stacks"));
     for (name, index) in [("leader", leader), ("follower", (leader + 1) % REPLICAS)] {
@@ -203,11 +217,28 @@ pub(crate) fn of_the_leader() -> Result<()> {
         println!("{}", Samples::new(made).row(&format!("POST /stacks at the {name}")));
         println!("{}", Samples::new(read).row(&format!("GET /stacks/{{id}} at the {name}")));
     }
+    goes_away(&mut fleet, "simulated runtime")
+}
 
-    head("the leader goes away: first create through a follower");
+/// The same on a cluster, which a new leader lists before it decides anything. The options are those
+/// of the runtime.
+pub(crate) fn on_cluster(options: &[(&str, &str)]) -> Result<()> {
+    let postgres = Postgres::start();
+    let mut fleet = Fleet::start(postgres.database(), owned(options))?;
+    fleet.fill()?;
+    goes_away(&mut fleet, "cluster")
+}
+
+fn owned(options: &[(&str, &str)]) -> Vec<String> {
+    options.iter().flat_map(|(option, value)| [*option, *value]).map(str::to_owned).collect()
+}
+
+fn goes_away(fleet: &mut Fleet, runtime: &str) -> Result<()> {
+    head(&format!("{runtime}, {STACKS} stacks, the leader goes away: first create by a follower"));
     for (fault, name, signal) in Fault::ALL {
-        let (times, refused) = interruptions(&mut fleet, fault, signal)?;
+        let (times, refused) = interruptions(fleet, fault, signal)?;
         println!("{}", times.row(&format!("{name}, {refused} requests refused")));
+        println!("{}", target("milliseconds until then", millis(times.median()), MOST));
     }
     Ok(())
 }

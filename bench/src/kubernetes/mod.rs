@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use stackd_runtimes::kubernetes::{KubernetesConfig, KubernetesRuntime};
 use stackd_testkit::kubernetes::{AuditMark, Cluster, Options};
 
+use crate::failover;
 use crate::server::Server;
 use crate::stats::{Samples, head, millis, target};
 use plain::{Plain, Template};
@@ -126,7 +127,15 @@ pub(crate) fn beside_a_plain_client() -> Result<()> {
     one_by_one(&executor, &server, &plain)?;
     executor.block_on(beside.until_empty())?;
     let bench = Bench { executor, server, plain, beside, cluster };
-    bench.many()
+    bench.many()?;
+    let Bench { server, cluster: _cluster, .. } = bench;
+    drop(server);
+    failover::on_cluster(&[
+        ("--runtime", "kubernetes"),
+        ("--kubeconfig", &kubeconfig),
+        ("--namespace", STACKS_IN),
+        ("--node-port-range", &ports),
+    ])
 }
 
 /// What a caller waits for.
