@@ -40,6 +40,13 @@ impl Inner {
             cause: engine::chain(&e),
         })?;
         survey::check(&docker, &config, &info)?;
+        if config.is_in_clear() {
+            tracing::warn!(
+                "the engine at {} is spoken to in clear text: whoever reads it is root there; \
+                 --docker-tls-ca, --docker-tls-cert and --docker-tls-key turn TLS on",
+                config.host
+            );
+        }
         let outside = engine::address(&config).await?;
         pause::ensure(&docker)
             .await

@@ -221,7 +221,7 @@ fn judged(config: &DockerConfig, info: &SystemInfo) -> Vec<Finding> {
             "use an engine on this machine (unix://…), or keep the engine's machine apart by its \
              own firewall",
         ));
-        if config.tls_ca.is_none() {
+        if config.is_in_clear() {
             findings.push(finding(
                 "engine TLS",
                 Fit::Less,
