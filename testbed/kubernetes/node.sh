@@ -138,6 +138,10 @@ node_init() {
     echo 1 >/proc/sys/net/ipv4/ip_forward
     # What pods of one node send each other must meet its rules too.
     echo 1 >/proc/sys/net/bridge/bridge-nf-call-iptables || true
+    # As in a cloud: whoever nothing holds back reaches it.
+    ip address add 169.254.169.254/32 dev lo
+    mkdir /run/metadata
+    busybox httpd -f -p 169.254.169.254:80 -h /run/metadata >>"$log/$name-metadata.log" 2>&1 &
 
     node_groups "$name"
     node_configuration "$number"

@@ -258,9 +258,13 @@ async fn it_is_installed_upgraded_and_removed() {
     let (ns, stacks) = (test.name.as_str(), format!("{}-stacks", test.name));
     cluster.on_node(1, &["mkdir", "-p", &format!("/var/lib/{ns}")]);
     cluster.apply(&VOLUME.replace("NAME", ns));
+    // This machine and the nodes, whose addresses node ports are reached from; no Pod is among them.
+    let [first, second, ..] = cluster.machine_address().octets();
+    let callers = format!("{first}.{second}.0.0/24");
     let values = format!(
         "runtime={RUNTIME},image.repository=test.invalid/stackd,image.tag=test,image.pullPolicy=Never,\
-         stacks.namespace={stacks},persistence.storageClass=-,service.type=NodePort"
+         stacks.namespace={stacks},persistence.storageClass=-,service.type=NodePort,\
+         networkPolicy.enabled=true,networkPolicy.from[0].ipBlock.cidr={callers}"
     );
     let with_helm = |args: &[&str]| helm(cluster, &[args, &["--namespace", ns]].concat());
     let changed = |verb: &str, more: &[&str]| {

@@ -40,6 +40,13 @@ impl Inner {
             cause: engine::chain(&e),
         })?;
         survey::check(&docker, &config, &info)?;
+        if config.is_in_clear() {
+            tracing::warn!(
+                "the engine at {} is spoken to in clear text: whoever reads it is root there; \
+                 --docker-tls-ca, --docker-tls-cert and --docker-tls-key turn TLS on",
+                config.host
+            );
+        }
         let outside = engine::address(&config).await?;
         pause::ensure(&docker)
             .await
@@ -175,10 +182,11 @@ impl Inner {
             self.end_keeper(id).await;
             return self.publish(id, state);
         }
-        let sandbox = containers.remove("");
-        let with_sandbox = sandbox.is_some();
+        // One that is missing is found to be when it is looked for by its name.
+        let with_sandbox = self.mold.has_sandbox(&request.spec);
+        let sandbox =
+            with_sandbox.then(|| containers.remove("").unwrap_or_else(|| objects::sandbox(id)));
         let ids = request.spec.all_containers().map(|container| {
-            // One that is missing is found to be when it is looked for.
             containers
                 .get(&container.name)
                 .cloned()

@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 pub struct DockerConfig {
     /// Where the engine is: `unix:///path` or `tcp://host:port`.
     pub host: String,
-    /// The authority of the engine's certificate (PEM). With it the engine is spoken to by TLS.
+    /// The authority of the engine's certificate (PEM). With the two below the engine is spoken to by
+    /// TLS; they go together.
     pub tls_ca: Option<PathBuf>,
     /// The certificate that the engine is shown (PEM).
     pub tls_cert: Option<PathBuf>,
@@ -117,6 +118,11 @@ impl DockerConfig {
     /// Whether the engine runs on this machine, so that its containers' networks can be entered.
     pub fn is_here(&self) -> bool {
         self.socket().is_some()
+    }
+
+    /// Whether whoever is on the way to the engine reads what it is told, and can be root there.
+    pub(super) fn is_in_clear(&self) -> bool {
+        !self.is_here() && self.tls_ca.is_none()
     }
 
     /// The path of the engine's socket, where it has one.

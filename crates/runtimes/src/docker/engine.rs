@@ -67,14 +67,19 @@ pub(super) async fn connect(config: &DockerConfig) -> Result<Docker, EngineError
     let host = config.host.as_str();
     let unreachable =
         |e: Error| EngineError::Unreachable { host: host.to_owned(), cause: chain(&e) };
-    let docker = match (config.socket(), &config.tls_ca) {
+    let tls = match (config.socket(), &config.tls_ca, &config.tls_cert, &config.tls_key) {
+        (Some(_), ..) | (None, None, None, None) => None,
+        (None, Some(ca), Some(cert), Some(key)) => Some(tls(ca, cert, key)?),
+        // Whoever has set one of them does not mean clear text.
+        _ => {
+            let text = "--docker-tls-ca, --docker-tls-cert and --docker-tls-key go together: set \
+                        all of them to speak to the engine by TLS, or none to do so in clear text";
+            return Err(EngineError::Settings(text.to_owned()));
+        }
+    };
+    let docker = match (config.socket(), tls) {
         (Some(path), _) => Docker::connect_with_unix(path, PATIENCE_SECONDS, API_DEFAULT_VERSION),
-        (None, Some(ca)) => {
-            let (Some(cert), Some(key)) = (&config.tls_cert, &config.tls_key) else {
-                let text = "docker-tls-ca is set without docker-tls-cert and docker-tls-key";
-                return Err(EngineError::Settings(text.to_owned()));
-            };
-            let tls = tls(ca, cert, key)?;
+        (None, Some(tls)) => {
             let mut tcp = HttpConnector::new();
             tcp.enforce_http(false);
             // As the library does it by its other ways: no connection outlives its call.
@@ -280,6 +285,27 @@ pub(super) fn refused_start(container: &str, doing: &str, error: &Error) -> Runt
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_part_of_tls_is_never_taken_for_none() {
+        // The worst first: all that a client shows, and nothing to know the engine by.
+        for given in (1..7_u8).rev() {
+            let file = |bit: u8| (given & bit != 0).then(|| "file.pem".into());
+            let config = DockerConfig {
+                // Nobody is there.
+                host: "tcp://127.0.0.1:1".to_owned(),
+                tls_ca: file(1),
+                tls_cert: file(2),
+                tls_key: file(4),
+                ..DockerConfig::default()
+            };
+            let refused = connect(&config).await.unwrap_err();
+            assert!(matches!(refused, EngineError::Settings(_)), "{given}: {refused}");
+            for name in ["--docker-tls-ca", "--docker-tls-cert", "--docker-tls-key"] {
+                assert!(refused.to_string().contains(name), "{given}: {refused}");
+            }
+        }
+    }
 
     #[test]
     fn an_engine_that_cannot_work_now_is_asked_again() {

@@ -72,7 +72,8 @@ pub(super) struct Entry {
     pub(super) paths: BTreeSet<PathBuf>,
     /// Those of its containers of which only the engine knows how much they have written.
     pub(super) unseen: BTreeSet<String>,
-    /// When each of its containers was started, in the engine's words.
+    /// When each of its containers was started, in the engine's words; the one that holds its network
+    /// has no name.
     pub(super) started: BTreeMap<String, String>,
     /// What it had written when it was last looked at.
     pub(super) disk_bytes: u64,

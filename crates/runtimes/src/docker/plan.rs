@@ -13,7 +13,7 @@ use stackd_core::runtime::{EnsureRequest, ErrorKind};
 use stackd_core::spec::{Container, Probe, ProbeAction, Volume, VolumeMedium, VolumeMount};
 use stackd_core::stack::reason;
 use stackd_core::variables::Variables;
-use stackd_core::{Protocol, RuntimeError};
+use stackd_core::{Protocol, RuntimeError, StackSpec};
 
 use super::config::DockerConfig;
 use super::objects;
@@ -82,11 +82,7 @@ impl Mold {
         for container in spec.all_containers() {
             self.check_probes(request, container)?;
         }
-        let on_disk = spec.volumes.iter().any(|volume| volume.medium == VolumeMedium::Disk);
-        // With a container of its own for the network, the others may come and go; and a volume
-        // elsewhere can only be opened to all by a container.
-        let with_sandbox = spec.init_containers.len() + spec.containers.len() > 1
-            || (on_disk && !self.abilities.is_here);
+        let with_sandbox = self.has_sandbox(spec);
         let volumes = self.volumes(request);
         let holder = objects::sandbox(request.id);
         let mut containers = Vec::new();
@@ -104,6 +100,13 @@ impl Mold {
         let sandbox = with_sandbox.then(|| self.sandbox(request, place, pause_image));
         let on_disk = self.kept(request, VolumeMedium::Disk);
         Ok(Plan { sandbox, containers, volumes, on_disk })
+    }
+
+    /// Whether a stack has a container of its own for the network: with one the others may come and
+    /// go, and a volume elsewhere can only be opened to all by a container.
+    pub(super) fn has_sandbox(&self, spec: &StackSpec) -> bool {
+        let on_disk = spec.volumes.iter().any(|volume| volume.medium == VolumeMedium::Disk);
+        spec.all_containers().count() > 1 || (on_disk && !self.abilities.is_here)
     }
 
     /// The names of a stack's volumes that are kept on this medium.

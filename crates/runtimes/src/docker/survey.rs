@@ -158,7 +158,7 @@ fn judged(config: &DockerConfig, info: &SystemInfo) -> Vec<Finding> {
             (false, true) => Fit::Not,
         },
         &match missing.is_empty() {
-            true => "memory without swap, CPU, processes".to_owned(),
+            true => "memory without swap, CPU, and processes of each container only".to_owned(),
             false => format!("the engine cannot limit {}", missing.join(", ")),
         },
         "turn the cgroup controllers on (for swap on cgroup v1: swapaccount=1 on the kernel's \
@@ -169,9 +169,11 @@ fn judged(config: &DockerConfig, info: &SystemInfo) -> Vec<Finding> {
         "user namespaces",
         good_or(remapped, Fit::Less),
         if remapped {
-            "root in a stack is nobody outside"
+            "root in a stack is nobody outside; inotify and the like are counted for all stacks \
+             together"
         } else {
-            "root in a stack is root outside, without its capabilities"
+            "root in a stack is root outside, without its capabilities; inotify and the like are \
+             counted with the machine's"
         },
         "set \"userns-remap\": \"default\" in the engine's daemon.json; all stacks then share one \
          range of ids, where the oci runtime gives each its own",
@@ -189,18 +191,12 @@ fn judged(config: &DockerConfig, info: &SystemInfo) -> Vec<Finding> {
             || (driver.starts_with("overlay") && below == "xfs"));
     findings.push(finding(
         "disk limit",
-        good_or(may_limit, Fit::Less),
-        &match may_limit {
-            true => format!(
-                "{driver} on {below} may limit each container; volumes are watched, and a stack \
-                 that has written too much there is ended"
-            ),
-            false => format!(
-                "{driver} on {below} cannot: use is watched, and a stack that has written too \
-                 much is ended"
-            ),
+        good_or(may_limit && config.is_here(), Fit::Less),
+        &format!("{driver} on {below} {}", disk(may_limit, config.is_here())),
+        match may_limit {
+            true => "use an engine on this machine (unix://…), where volumes are watched",
+            false => "keep the engine's data on XFS mounted with pquota",
         },
-        "keep the engine's data on XFS mounted with pquota",
     ));
     let live = info.live_restore_enabled == Some(true);
     findings.push(finding(
@@ -221,7 +217,7 @@ fn judged(config: &DockerConfig, info: &SystemInfo) -> Vec<Finding> {
             "use an engine on this machine (unix://…), or keep the engine's machine apart by its \
              own firewall",
         ));
-        if config.tls_ca.is_none() {
+        if config.is_in_clear() {
             findings.push(finding(
                 "engine TLS",
                 Fit::Less,
@@ -248,6 +244,28 @@ fn judged(config: &DockerConfig, info: &SystemInfo) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// How much of the disk stacks are kept from, by the engine or by being looked at.
+fn disk(may_limit: bool, is_here: bool) -> &'static str {
+    match (may_limit, is_here) {
+        (true, true) => {
+            "may limit the bytes of each container, not how many files; volumes are watched, and a \
+             stack that has written too much there is ended"
+        }
+        (true, false) => {
+            "may limit the bytes of each container, not how many files; volumes on an engine \
+             elsewhere are neither limited nor watched"
+        }
+        (false, true) => {
+            "cannot: use is watched, and a stack that has written too much is ended; a file that is \
+             deleted and still open is not seen"
+        }
+        (false, false) => {
+            "cannot: use is watched, and a stack that has written too much is ended; volumes and \
+             the number of files are not, on an engine elsewhere"
+        }
+    }
 }
 
 /// What serves each class, and what else could.
@@ -320,4 +338,36 @@ async fn limits_disk(docker: &Docker) -> bool {
         tracing::warn!(error = chain(&error), "a container that was only tried stays");
     }
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_engine_cannot_limit_is_said() {
+        let said = |host: &str, name: &str, below: &str| {
+            let config = DockerConfig { host: host.to_owned(), ..DockerConfig::default() };
+            let info = SystemInfo {
+                memory_limit: Some(true),
+                swap_limit: Some(true),
+                cpu_cfs_quota: Some(true),
+                pids_limit: Some(true),
+                driver: Some("overlay2".to_owned()),
+                driver_status: Some(vec![vec!["Backing Filesystem".to_owned(), below.to_owned()]]),
+                ..SystemInfo::default()
+            };
+            let found = judged(&config, &info).into_iter().find(|finding| finding.name == name);
+            found.map(|finding| (finding.fit, finding.found)).unwrap()
+        };
+        let (here, there) = ("unix:///docker.sock", "tcp://192.0.2.1:2376");
+        assert!(said(here, "limits", "xfs").1.contains("of each container only"));
+        assert!(said(here, "user namespaces", "xfs").1.contains("counted with the machine's"));
+        let (fit, text) = said(here, "disk limit", "xfs");
+        assert!(fit == Fit::Good && text.contains("not how many files"), "{text}");
+        assert!(text.contains("volumes are watched"), "{text}");
+        let (fit, text) = said(there, "disk limit", "xfs");
+        assert!(fit == Fit::Less && text.contains("neither limited nor watched"), "{text}");
+        assert!(said(there, "disk limit", "extfs").1.contains("number of files are not"));
+    }
 }

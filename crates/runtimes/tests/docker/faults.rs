@@ -45,6 +45,13 @@ fn page() -> EnsureRequest {
     bed::request(bed::serving(Vec::new()))
 }
 
+/// A stack whose first container has ended, and whose network another one holds.
+fn held() -> EnsureRequest {
+    let mut spec = bed::serving(Vec::new());
+    spec.init_containers = vec![bed::script("first", "exit 0")];
+    bed::request(spec)
+}
+
 pub(crate) async fn answers(request: &EnsureRequest) {
     let page = bed::get(request.ports[0].node_port, "/").await.expect("an answer");
     assert!(page.ends_with("hello\n"), "{page}");
@@ -101,8 +108,8 @@ async fn restart(bed: Bed) {
 
 async fn ended_meanwhile(bed: Bed) {
     let runtime = bed.open().await;
-    let (stopped, removed) = (page(), page());
-    for request in [&stopped, &removed] {
+    let (stopped, removed, unheld) = (page(), page(), held());
+    for request in [&stopped, &removed, &unheld] {
         bed::run(&runtime, request).await;
     }
     drop(runtime);
@@ -112,15 +119,19 @@ async fn ended_meanwhile(bed: Bed) {
         .await
         .expect("killed");
     let options = RemoveContainerOptionsBuilder::new().force(true).build();
-    let name = format!("{}.app", removed.id);
-    docker.remove_container(&name, Some(options)).await.expect("removed");
+    for name in [format!("{}.app", removed.id), unheld.id.to_string()] {
+        docker.remove_container(&name, Some(options.clone())).await.expect("removed");
+    }
     refuses(&stopped).await;
     let runtime = bed.open().await;
     let state = bed::until_ended(&runtime, stopped.id).await;
     assert_eq!(ending(state), (Outcome::Failed, Some(137), reason::ERROR.to_owned()));
-    let state = bed::until_ended(&runtime, removed.id).await;
-    assert_eq!(ending(state), (Outcome::Failed, None, reason::LOST.to_owned()));
-    for request in [&stopped, &removed] {
+    for request in [&removed, &unheld] {
+        let state = bed::until_ended(&runtime, request.id).await;
+        assert_eq!(ending(state), (Outcome::Failed, None, reason::LOST.to_owned()));
+    }
+    until_stopped(&docker, &format!("{}.app", unheld.id)).await;
+    for request in [&stopped, &removed, &unheld] {
         runtime.remove(request.id, Duration::ZERO).await.expect("removed");
     }
 }
@@ -176,26 +187,29 @@ async fn until_stopped(docker: &bollard::Docker, name: &str) {
 
 async fn restarted_meanwhile(bed: Bed) {
     let runtime = bed.open().await;
-    // One that ran, and one that had ended.
-    let (live, ended) = (page(), page());
-    for request in [&live, &ended] {
+    // One that ran, one that had ended, and one whose network is another than before.
+    let (live, ended, held) = (page(), page(), held());
+    for request in [&live, &ended, &held] {
         bed::run(&runtime, request).await;
     }
     runtime.stop(ended.id, Duration::ZERO).await.expect("stopped");
     drop(runtime);
     let docker = bed.docker().await;
-    let names = [&live, &ended].map(|request| format!("{}.app", request.id));
-    for name in &names {
+    let [live_app, ended_app, held_app] =
+        [&live, &ended, &held].map(|request| format!("{}.app", request.id));
+    for name in [&live_app, &ended_app, &held.id.to_string()] {
         let none = None::<bollard::query_parameters::RestartContainerOptions>;
         docker.restart_container(name, none).await.expect("restarted");
     }
     let runtime = bed.open().await;
-    let state = bed::until_ended(&runtime, live.id).await;
-    assert_eq!(ending(state), (Outcome::Failed, None, reason::LOST.to_owned()));
-    for name in &names {
+    for request in [&live, &held] {
+        let state = bed::until_ended(&runtime, request.id).await;
+        assert_eq!(ending(state), (Outcome::Failed, None, reason::LOST.to_owned()));
+    }
+    for name in [&live_app, &ended_app, &held_app] {
         until_stopped(&docker, name).await;
     }
-    for request in [&live, &ended] {
+    for request in [&live, &ended, &held] {
         runtime.remove(request.id, Duration::ZERO).await.expect("removed");
     }
 }

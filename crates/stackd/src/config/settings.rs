@@ -229,12 +229,13 @@ pub(crate) const SETTINGS: &[Setting] = settings! {
     /// says so. On the docker runtime, these settings of `[runtime.oci]` hold too: the addresses,
     /// `node_name`, `concurrent_starts`, `log_file_bytes`, and the bounds of connections and flows.
     Text "runtime.docker.host" "docker-host" "URL";
-    /// The authority of the engine's certificate (PEM). With it, the engine is spoken to by TLS.
-    /// Without it, where `DOCKER_TLS_VERIFY` is set, `ca.pem` in `DOCKER_CERT_PATH` is used.
+    /// The authority of the engine's certificate (PEM). This, `tls_cert` and `tls_key` go
+    /// together: with them the engine is spoken to by TLS. Without them, where `DOCKER_TLS_VERIFY`
+    /// is set, they are `ca.pem`, `cert.pem` and `key.pem` in `DOCKER_CERT_PATH`.
     Text "runtime.docker.tls_ca" "docker-tls-ca" "FILE";
-    /// The certificate that the engine is shown (PEM). Without it, `cert.pem` beside the authority.
+    /// The certificate that the engine is shown (PEM).
     Text "runtime.docker.tls_cert" "docker-tls-cert" "FILE";
-    /// The private key of that certificate (PEM). Without it, `key.pem` beside the authority.
+    /// The private key of that certificate (PEM).
     Text "runtime.docker.tls_key" "docker-tls-key" "FILE";
     /// Runtime classes beside `default`, and the name of the engine's runtime for each.
     Table "runtime.docker.runtime_classes" "docker-runtime-class" "CLASS=RUNTIME";

@@ -18,6 +18,13 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: server
 {{- end -}}
 
+{{/* The Pod of `helm test`, which its policy lets in. */}}
+{{- define "stackd.testSelector" -}}
+app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: test
+{{- end -}}
+
 {{- define "stackd.labels" -}}
 {{ include "stackd.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}

@@ -40,8 +40,9 @@ impl Pod {
         started.map_err(|e| fault("start the holder of a network", &e))?;
         let there = self.inner.docker.inspect_container(&id, None).await;
         let there = there.map_err(|e| fault("look at the holder of a network", &e))?;
+        let started = self.first_started("", &there);
         if let Some(holder) = &mut self.sandbox {
-            holder.started = started_at(&there);
+            holder.started = started;
         }
         self.enter(&there).await
     }
@@ -149,19 +150,23 @@ impl Pod {
         Ok(())
     }
 
+    /// When a container was started by us, as far as that is known: one that somebody else has
+    /// started again says another time now.
+    fn first_started(&self, name: &str, there: &ContainerInspectResponse) -> Option<String> {
+        let now = started_at(there)?;
+        let mut state = self.inner.state.lock();
+        let Some(entry) = state.entries.get_mut(&self.id) else { return Some(now) };
+        Some(entry.started.entry(name.to_owned()).or_insert(now).clone())
+    }
+
     /// Takes over what the engine says of a container that was started.
     fn has_started(&mut self, index: usize, there: &ContainerInspectResponse) {
+        let started = self.first_started(&self.members[index].name, there);
         let member = &mut self.members[index];
+        member.begun |= started.is_some();
+        member.started = started;
         let mut state = self.inner.state.lock();
-        let entry = state.entries.get_mut(&self.id);
-        let known = entry.as_ref().and_then(|entry| entry.started.get(&member.name).cloned());
-        let now = started_at(there);
-        member.begun |= now.is_some();
-        member.started = known.filter(|_| now.is_some()).or(now);
-        let Some(entry) = entry else { return };
-        if let Some(at) = &member.started {
-            entry.started.insert(member.name.clone(), at.clone());
-        }
+        let Some(entry) = state.entries.get_mut(&self.id) else { return };
         let memory = self.inner.mold.kept(&self.request, VolumeMedium::Memory);
         entry.paths.extend(volumes_on_disk(there, &memory));
         if self.inner.mold.abilities.limits_disk {
@@ -282,7 +287,7 @@ impl Pod {
     async fn find_out(&mut self) -> Result<(), Error> {
         if let Some(holder) = &self.sandbox {
             let started = match self.inner.docker.inspect_container(&holder.id, None).await {
-                Ok(there) => started_at(&there),
+                Ok(there) => self.first_started("", &there),
                 Err(e) => unless_absent(Err(e)).map(|()| None)?,
             };
             if let Some(holder) = &mut self.sandbox {

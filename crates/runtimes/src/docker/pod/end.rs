@@ -47,7 +47,7 @@ impl Pod {
             match self.see(holder).await {
                 Ok(Seen::Running) => {}
                 Ok(_) => {
-                    let text = "what held the stack's network was removed";
+                    let text = "what held the stack's network ended, was removed or started anew";
                     return self
                         .stop(Duration::ZERO, Some(Condition::new(reason::LOST, text)))
                         .await;
