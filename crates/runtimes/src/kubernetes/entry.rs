@@ -47,6 +47,8 @@ pub(super) struct Entry {
     /// This server has begun to make it, so that what is missing may be its own fault.
     pub(super) begun: bool,
     pub(super) removing: bool,
+    /// Why its image cannot be had was logged.
+    pub(super) pull_logged: bool,
     pub(super) acting: Acting,
     pub(super) told: Option<Box<ObservedStack>>,
 }
