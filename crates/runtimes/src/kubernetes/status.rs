@@ -9,6 +9,7 @@ use stackd_core::runtime::Outcome;
 use stackd_core::stack::{Condition, reason};
 
 use super::{names, pull};
+use crate::images;
 
 /// What is kept of a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -277,6 +278,10 @@ impl PodView {
                 "InvalidImageName" => reason::IMAGE_PULL,
                 "ErrImageNeverPull" => reason::IMAGE_NEVER_PULL,
                 "CreateContainerConfigError" => reason::START_ERROR,
+                "CreateContainerError" if message.contains("no command specified") => {
+                    let text = images::no_command(&container.name);
+                    return Some(Over::failed(reason::START_ERROR, text));
+                }
                 _ if pull::has_failed(why) => {
                     let told = pull::told(&container.image, message);
                     return told.is_final.then(|| Over::failed(reason::IMAGE_PULL, told.text));
@@ -433,5 +438,21 @@ mod tests {
         let text = "image \"10.0.0.5:5000/app:1\" does not exist in 10.0.0.5:5000";
         assert_eq!(over.condition.message, text);
         assert_eq!(waiting("ContainerCreating", "").failed_pull(), None);
+    }
+
+    #[test]
+    fn an_image_that_names_no_command_is_refused_at_once() {
+        let said = "failed to generate container \"c0ffee\" spec: failed to generate spec: no command \
+                    specified";
+        let pod = waiting("CreateContainerError", said);
+        let Judgement::Over(over) = pod.judge() else { panic!("{pod:?}") };
+        assert_eq!(over.condition.reason, reason::START_ERROR);
+        assert_eq!(
+            over.condition.message,
+            "container \"app\": the image names no command; set command or args in the container"
+        );
+        // What else may be wrong can pass.
+        let pod = waiting("CreateContainerError", "context deadline exceeded");
+        assert!(matches!(pod.judge(), Judgement::Starting(_)), "{pod:?}");
     }
 }

@@ -7,7 +7,7 @@ use stackd_core::runtime::{ErrorKind, Runtime, RuntimeState};
 use stackd_core::spec::ImagePullPolicy;
 use stackd_core::stack::reason;
 use stackd_runtimes::kubernetes::{ConnectError, KubernetesConfig, KubernetesRuntime};
-use stackd_testkit::build;
+use stackd_testkit::{build, sample};
 
 use crate::support::{Bed, IMAGE, Stack, is_ready};
 
@@ -130,6 +130,20 @@ pub(crate) async fn registries(bed: Bed) {
     let RuntimeState::Starting { condition: Some(condition) } = seen.state else { unreachable!() };
     let text = "image \"127.0.0.1:9/app:1\" cannot be pulled from 127.0.0.1:9; it is tried again";
     assert_eq!(condition.message, text);
+    stack.remove(&runtime).await;
+}
+
+/// What the kubelet would try until the start is given up.
+pub(crate) async fn no_command(bed: Bed) {
+    let image = "test.invalid/no-command:1";
+    bed.cluster.load(&sample::docker_archive_without_command(image));
+    let runtime = bed.open().await;
+    let mut stack = Stack::new(&runtime, build::spec(image).build());
+    stack.begin(&runtime).await.expect("it is accepted");
+    let seen = stack.until(|state| matches!(state, RuntimeState::Ended { .. })).await;
+    let RuntimeState::Ended { condition, .. } = seen.state else { unreachable!() };
+    assert_eq!(condition.reason, reason::START_ERROR);
+    assert!(condition.message.contains("the image names no command"), "{condition:?}");
     stack.remove(&runtime).await;
 }
 
