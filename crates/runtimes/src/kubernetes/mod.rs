@@ -23,6 +23,7 @@ mod names;
 mod node;
 mod objects;
 mod pull;
+mod room;
 mod status;
 mod usage;
 mod watches;

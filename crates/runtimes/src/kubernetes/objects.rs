@@ -24,7 +24,8 @@ use super::config::KubernetesConfig;
 use super::names;
 
 /// The taints of a node that does not answer; a stack on it is given up some time after.
-const NODE_TAINTS: [&str; 2] = ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"];
+pub(super) const NODE_TAINTS: [&str; 2] =
+    ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"];
 
 /// The policy of a stack: nothing goes out, and only what is published comes in.
 pub(super) fn policy(config: &KubernetesConfig, request: &EnsureRequest) -> NetworkPolicy {

@@ -396,8 +396,6 @@ pub(super) struct NodeView {
     pub(super) public_ip: Option<Box<str>>,
     /// The address that this server dials.
     pub(super) dial: Option<IpAddr>,
-    /// Whether its default handler makes user namespaces.
-    pub(super) user_namespaces: bool,
 }
 
 #[cfg(test)]
