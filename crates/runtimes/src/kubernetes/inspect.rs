@@ -1,7 +1,7 @@
 //! Looks at a cluster for `stackd doctor`: what is there, what may be done, how much room there is.
 //! Nothing is changed.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
@@ -85,7 +85,11 @@ pub async fn inspect(config: &KubernetesConfig, size: &Requested) -> Vec<Finding
 }
 
 async fn inside(config: &KubernetesConfig, client: &Client, size: &Requested) -> Vec<Finding> {
-    let mut findings = vec![namespace(config, client).await, permissions(config, client).await];
+    let mut findings = vec![
+        namespace(config, client).await,
+        default_deny(config, client).await,
+        permissions(config, client).await,
+    ];
     let nodes: Api<Node> = Api::all(client.clone());
     let pods: Api<Pod> = Api::namespaced(client.clone(), &config.namespace);
     let quotas: Api<ResourceQuota> = Api::namespaced(client.clone(), &config.namespace);
@@ -113,7 +117,61 @@ async fn inside(config: &KubernetesConfig, client: &Client, size: &Requested) ->
         Ok(quotas) => room::quota(&quotas.items),
         Err(failure) => poor("quota", error::chain(&failure), "see permissions"),
     });
+    findings.extend(lacks());
     findings
+}
+
+/// What a stack has limits of, and a cluster keeps late or not at all. None of it can be asked for.
+fn lacks() -> [Finding; 3] {
+    [
+        poor(
+            "processes",
+            "a Pod cannot limit them: neither pids_limit nor a challenge's own limit holds",
+            "set podPidsLimit in the configuration of each node's kubelet, if it is not yet",
+        ),
+        poor(
+            "number of files",
+            "not limited: a stack can use up the inodes of its node, which then evicts stacks",
+            "give nodes file systems with many inodes, or without a fixed number (xfs, btrfs)",
+        ),
+        poor(
+            "disk limit",
+            "kept by eviction, some seconds late: a stack can write more than its limit meanwhile",
+            "leave room on the disk of nodes beyond what stacks may use",
+        ),
+    ]
+}
+
+/// The policies of stacks are their own. What has none, or has lost it, is closed off by one of the
+/// namespace's alone.
+async fn default_deny(config: &KubernetesConfig, client: &Client) -> Finding {
+    let name = "default deny";
+    let policies: Api<NetworkPolicy> = Api::namespaced(client.clone(), &config.namespace);
+    match in_time(config, policies.list(&ListParams::default())).await {
+        Ok(policies) => match policies.iter().find(|policy| denies_all(policy)) {
+            Some(policy) => good(name, format!("by the policy {}", policy.name_any())),
+            None => poor(
+                name,
+                format!("no policy of {} denies all traffic of all its Pods", config.namespace),
+                "apply the one of docs/kubernetes.md",
+            ),
+        },
+        Err(failure) => poor(name, error::chain(&failure), "see permissions"),
+    }
+}
+
+/// Whether a policy is for all Pods, in both directions, and lets nothing through.
+fn denies_all(policy: &NetworkPolicy) -> bool {
+    let Some(spec) = &policy.spec else { return false };
+    let of_all = spec.pod_selector.as_ref().is_none_or(|selector| {
+        selector.match_labels.as_ref().is_none_or(BTreeMap::is_empty)
+            && selector.match_expressions.as_ref().is_none_or(Vec::is_empty)
+    });
+    let types = spec.policy_types.as_deref().unwrap_or_default();
+    let both = ["Ingress", "Egress"].iter().all(|wanted| types.iter().any(|kind| kind == wanted));
+    let nothing = spec.ingress.as_ref().is_none_or(Vec::is_empty)
+        && spec.egress.as_ref().is_none_or(Vec::is_empty);
+    of_all && both && nothing
 }
 
 /// A policy is made as a trial only, which needs the namespace and leaves nothing in it.
@@ -299,4 +357,33 @@ async fn classes(
         findings.push(good(name, "default only"));
     }
     (findings, handlers)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_a_policy_for_all_pods_and_both_directions_denies_all() {
+        let denies = |spec: serde_json::Value| {
+            let policy = json!({"metadata": {"name": "p"}, "spec": spec});
+            denies_all(&serde_json::from_value(policy).unwrap())
+        };
+        let both = json!(["Ingress", "Egress"]);
+        assert!(denies(json!({"podSelector": {}, "policyTypes": both})));
+        for spec in [
+            json!({"podSelector": {}, "policyTypes": ["Ingress"]}),
+            json!({"podSelector": {"matchLabels": {"a": "b"}}, "policyTypes": both}),
+            json!({
+                "podSelector": {"matchExpressions": [{"key": "a", "operator": "Exists"}]},
+                "policyTypes": both,
+            }),
+            json!({"podSelector": {}, "policyTypes": both, "egress": [{}]}),
+            json!({"podSelector": {}, "policyTypes": both, "ingress": [{"ports": [{"port": 80}]}]}),
+        ] {
+            assert!(!denies(spec.clone()), "{spec}");
+        }
+    }
 }
