@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt as _;
 
 use super::config::{DialAddress, KubernetesConfig};
-use super::objects::NODE_TAINTS;
+use super::objects::{NODE_TAINTS, OS_LABEL};
 use super::status::NodeView;
 
 impl NodeView {
@@ -47,7 +47,9 @@ pub(super) fn takes_pods(node: &Node) -> bool {
     let spec = node.spec.as_ref();
     let closed = spec.and_then(|spec| spec.unschedulable).unwrap_or(false);
     let taints = spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+    let os = node.metadata.labels.as_ref().and_then(|labels| labels.get(OS_LABEL.0));
     !closed
+        && os.is_some_and(|os| os == OS_LABEL.1)
         && taints.into_iter().all(|taint| {
             taint.effect == "PreferNoSchedule" || NODE_TAINTS.contains(&taint.key.as_str())
         })
@@ -149,7 +151,9 @@ mod tests {
             ),
             node("cordoned", true, false, serde_json::json!({"unschedulable": true})),
             node("away", false, false, silent()),
+            node("windows", true, false, open()),
         ];
+        nodes[4].metadata.labels = Some([("kubernetes.io/os".into(), "windows".into())].into());
         assert_eq!(no_user_namespaces(&nodes, ""), None);
         assert_eq!(no_user_namespaces(&nodes, "other").as_deref(), Some("good cannot make them"));
         nodes.push(node("old", true, false, open()));
