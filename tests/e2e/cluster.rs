@@ -23,7 +23,7 @@ async fn what_it_refuses_is_told_in_the_documents_words() {
     let cluster = On::Kubernetes.cluster();
     let namespace = cluster.namespace();
     let name = &namespace.name;
-    let server = Server::in_namespace(name).await;
+    let server = Server::in_namespace(name, &[]).await;
     let refused = async |cpu: &str| {
         let (status, answer) = server.post("/stacks", &body(cpu)).await;
         let (_, list) = server.get("/stacks").await;
@@ -51,5 +51,22 @@ async fn what_it_refuses_is_told_in_the_documents_words() {
     assert_eq!((status, stacks), (400, 1), "{error}");
     let text = "invalid pod spec: maximum cpu usage per Container is 2, but limit is 3";
     assert!(error.starts_with(text), "{error}");
+    server.finish().await;
+}
+
+#[tokio::test]
+async fn an_image_of_another_registry_is_refused_before_a_node_is_asked() {
+    if !On::Kubernetes.is_here() {
+        return;
+    }
+    let namespace = On::Kubernetes.cluster().namespace();
+    let options = ["--allowed-registry", "registry.example"];
+    let server = Server::in_namespace(&namespace.name, &options).await;
+    // One of Docker Hub's, by its name; that the nodes have it makes no difference.
+    let (status, answer) = server.post("/stacks", &body("100m")).await;
+    let text = "invalid pod spec: images of docker.io may not be pulled here";
+    assert_eq!((status.as_u16(), answer["error"].as_str()), (400, Some(text)), "{answer}");
+    let (_, list) = server.get("/stacks").await;
+    assert_eq!(list["stacks"], json!([]));
     server.finish().await;
 }

@@ -100,7 +100,24 @@ async fn it_says_what_a_cluster_has_and_starts_nothing() {
     assert_eq!(status(&checks, "user namespaces"), "ok", "{checks:#?}");
     // It was not tried, and is what all depends on.
     assert_eq!(status(&checks, "network policy"), "warning", "{checks:#?}");
+    // What no cluster gives.
+    for name in ["processes", "number of files", "disk limit"] {
+        assert_eq!(status(&checks, name), "warning", "{checks:#?}");
+    }
     assert_eq!(bed.left(), "");
+
+    // What the page of the runtime tells to make.
+    assert_eq!(status(&checks, "default deny"), "warning", "{checks:#?}");
+    let page =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/kubernetes.md"));
+    let page = page.expect("the page");
+    let (_, manifest) = page.split_once("```yaml\n# stacks.yaml\n").expect("a manifest");
+    let (manifest, _) = manifest.split_once("```").expect("its end");
+    let namespace = &bed.namespace.name;
+    let manifest = manifest.replace(" stacks\n", &format!(" {namespace}\n"));
+    bed.cluster.apply(&manifest);
+    let (code, checks) = bed.asked(&[]).await;
+    assert_eq!((code, status(&checks, "default deny")), (Some(0), "ok"), "{checks:#?}");
 
     let (code, checks) = bed.asked_of("nowhere", &[]).await;
     assert_eq!((code, status(&checks, "namespace")), (Some(12), "failed"), "{checks:#?}");

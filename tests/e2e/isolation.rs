@@ -65,6 +65,7 @@ fn places(server: &Server, on: On, hostile: &str, neighbour: &str, node_port: u1
     };
     // These nodes make user namespaces; that a stack is in one is a case of its own.
     assert_eq!(of_pod(hostile, ".spec.hostUsers"), "false");
+    assert_eq!(of_pod(hostile, ".spec.nodeSelector"), r#"{"kubernetes.io/os":"linux"}"#);
     let service = ["get", "service", "kubernetes", "--output", "jsonpath={.spec.clusterIP}"];
     let places = Places::Cluster {
         node: of_pod(hostile, ".status.hostIP"),

@@ -56,9 +56,9 @@ impl Server {
         server
     }
 
-    /// The same on Kubernetes, in a namespace of its own.
-    pub(crate) async fn in_namespace(name: &str) -> Self {
-        let mut server = Self::prepare(On::Kubernetes, &[]);
+    /// The same on Kubernetes, in a namespace of its own and with these options.
+    pub(crate) async fn in_namespace(name: &str, options: &[&str]) -> Self {
+        let mut server = Self::prepare(On::Kubernetes, options);
         let shared = server.options.iter_mut().find(|option| *option == NAMESPACE);
         *shared.expect("it is named") = name.to_owned();
         server.launch().await;

@@ -112,12 +112,25 @@ pub fn config_over(layers: &[&[u8]]) -> Vec<u8> {
 /// What `docker save` would write for the sample under these names, for `stackd image load`.
 pub fn docker_archive(names: &[&str]) -> Vec<u8> {
     let layer = rootfs();
-    let config = config(&layer);
-    let (layer_name, config_name) = ("layer.tar", format!("{}.json", hex_digest(&config)));
+    docker_archive_of(&layer, &config(&layer), names)
+}
+
+/// The same of an image that names nothing to run.
+pub fn docker_archive_without_command(name: &str) -> Vec<u8> {
+    let layer = rootfs();
+    let mut config: Value = serde_json::from_slice(&config(&layer)).expect("made here");
+    for what in ["Entrypoint", "Cmd"] {
+        config["config"].as_object_mut().expect("made here").remove(what);
+    }
+    docker_archive_of(&layer, config.to_string().as_bytes(), &[name])
+}
+
+fn docker_archive_of(layer: &[u8], config: &[u8], names: &[&str]) -> Vec<u8> {
+    let (layer_name, config_name) = ("layer.tar", format!("{}.json", hex_digest(config)));
     let manifest = json!([{"Config": config_name, "RepoTags": names, "Layers": [layer_name]}]);
     let mut archive = tar::Builder::new(Vec::new());
-    entry(&mut archive, layer_name, 0o644, &layer);
-    entry(&mut archive, &config_name, 0o644, &config);
+    entry(&mut archive, layer_name, 0o644, layer);
+    entry(&mut archive, &config_name, 0o644, config);
     entry(&mut archive, "manifest.json", 0o644, manifest.to_string().as_bytes());
     finish(archive)
 }

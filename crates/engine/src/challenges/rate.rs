@@ -87,6 +87,6 @@ mod tests {
         assert_eq!(rate.take("7", &limits, at(132)), Ok(()));
         assert!(rate.is_left("7", &limits, at(160)));
         assert_eq!(rate.take("7", &limits, at(160)), Ok(()));
-        assert_eq!(rate.left("7", at(161)), Duration::from_secs(59));
+        assert_eq!(rate.left("7", &limits, at(161)), Duration::from_secs(59));
     }
 }

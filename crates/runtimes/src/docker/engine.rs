@@ -19,6 +19,7 @@ use stackd_core::runtime::ErrorKind;
 use stackd_core::stack::{Condition, reason};
 
 use super::config::DockerConfig;
+use crate::images;
 
 /// How long the engine may take to answer. A container that ends slowly is asked for in the call
 /// itself, so this is more than the longest grace.
@@ -262,10 +263,7 @@ pub(super) fn refused_start(container: &str, doing: &str, error: &Error) -> Runt
     let Some((status, message)) = answer(error) else { return fault(doing, error) };
     let operator = format!("{doing}: {}", chain(error));
     if message.contains("No command specified") || message.contains("no command specified") {
-        let text = format!(
-            "container \"{container}\": the image names no command; set command or args in the \
-             container"
-        );
+        let text = images::no_command(container);
         return RuntimeError::open(ErrorKind::Rejected, reason::START_ERROR, text);
     }
     // What the container's own program, user or directory is wrong in comes after these words.

@@ -21,6 +21,7 @@ use stackd_core::stack::{Condition, reason};
 use super::config::MachineConfig;
 use super::engine::{answer, away, chain, is_absent};
 use crate::host::credentials::{self, Credentials};
+use crate::images;
 
 type Pull = Shared<BoxFuture<'static, Result<(), RuntimeError>>>;
 
@@ -53,7 +54,7 @@ impl Images {
         policy: Option<ImagePullPolicy>,
     ) -> Result<(), RuntimeError> {
         let is_id = image.starts_with("sha256:");
-        let reference = if is_id { None } else { Some(parse(image)?) };
+        let reference = if is_id { None } else { Some(images::parse(image)?) };
         let asks = |reference: &Reference| {
             let latest = reference.tag() == Some("latest");
             let pinned = reference.digest().is_some();
@@ -146,10 +147,7 @@ impl Images {
 
     async fn pull(&self, image: &str, reference: &Reference) -> Result<(), RuntimeError> {
         let host = reference.registry();
-        let allowed = &self.config.allowed_registries;
-        if !allowed.is_empty() && !allowed.iter().any(|name| name == host) {
-            return Err(rejected(format!("images of {host} may not be pulled here")));
-        }
+        images::allow(&self.config.allowed_registries, reference)?;
         let found = credentials::find(host, self.config.docker_config.as_deref()).await;
         let credentials = found.map_err(|operator| {
             let text = format!("the credentials for {host} cannot be read");
@@ -180,12 +178,6 @@ fn given(credentials: Credentials, host: &str) -> Option<DockerCredentials> {
         Credentials::RegistryToken(token) => given.registrytoken = Some(token),
     }
     Some(given)
-}
-
-fn parse(image: &str) -> Result<Reference, RuntimeError> {
-    image.parse().map_err(|e: oci_spec::distribution::ParseError| {
-        rejected(format!("invalid image reference \"{image}\": {e}"))
-    })
 }
 
 /// Whether the image that is here is good enough although the registry did not give it.

@@ -263,6 +263,14 @@ impl State {
         if entry.removing {
             return Vec::new();
         }
+        if acts
+            && !entry.pull_logged
+            && let Some((image, error)) = entry.pod.as_ref().and_then(|pod| pod.view.failed_pull())
+        {
+            // The caller is told less, so this is the operator's only word of it.
+            tracing::warn!(stack = %id, image, error, "a node could not pull an image");
+            entry.pull_logged = true;
+        }
         let mut actions = Vec::new();
         let acts = acts || entry.ending;
         let state = entry.state(&self.nodes, &self.lost_nodes, acts, &mut actions);

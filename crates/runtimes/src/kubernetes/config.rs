@@ -50,6 +50,9 @@ pub struct KubernetesConfig {
     pub watch_timeout: Duration,
     /// How many stacks may be on their way to the API server at once.
     pub concurrent_starts: usize,
+    /// Registries that images may be of; empty means any.
+    #[serde(skip)]
+    pub allowed_registries: Vec<String>,
     /// The disk of a container that names none: the engine's default.
     #[serde(skip)]
     pub default_disk_bytes: u64,
@@ -101,6 +104,7 @@ impl Default for KubernetesConfig {
             api_timeout: Duration::from_secs(10),
             watch_timeout: Duration::from_secs(30),
             concurrent_starts: 64,
+            allowed_registries: Vec::new(),
             default_disk_bytes: 256 << 20,
             delete_grace: Duration::from_secs(5),
         }

@@ -18,9 +18,8 @@ use super::config::{KubernetesConfig, UserNamespaces};
 use super::error::chain;
 use super::inner::Inner;
 use super::make::NOT_KEPT;
-use super::node::makes_user_namespaces;
+use super::node::no_user_namespaces;
 use super::objects;
-use super::status::NodeView;
 
 /// The cluster cannot be used as the settings say.
 #[derive(Debug, thiserror::Error)]
@@ -115,31 +114,28 @@ async fn user_namespaces(
         return Ok(classes.collect());
     }
     let nodes: Api<Node> = Api::all(client.clone());
-    let mut nodes = nodes.list(&ListParams::default()).await?.items;
-    nodes.retain(|node| NodeView::of(config, node).ready);
+    let nodes = nodes.list(&ListParams::default()).await?.items;
     let can = |class: &String| {
         let handler = handlers.get(class.as_str()).map_or("", String::as_str);
-        let can = !nodes.is_empty() && nodes.iter().all(|n| makes_user_namespaces(n, handler));
-        if !can {
-            tracing::warn!(
-                class,
-                "not every node makes user namespaces: root in a stack is root on its node"
-            );
-        }
-        can
+        let Some(why) = no_user_namespaces(&nodes, handler) else { return true };
+        tracing::warn!(
+            class,
+            why,
+            "stacks get no user namespace: root in a stack is root on its node"
+        );
+        false
     };
     Ok(classes.filter(can).collect())
 }
 
-/// A call at the start; why it has failed.
-async fn in_time<T>(
+/// A call before there is a runtime that would make it again.
+pub(super) async fn in_time<T>(
     config: &KubernetesConfig,
     call: impl Future<Output = kube::Result<T>>,
-) -> Result<T, String> {
-    match tokio::time::timeout(config.api_timeout, call).await {
-        Ok(result) => result.map_err(|error| chain(&error)),
-        Err(_) => Err(format!("nothing within {:?}", config.api_timeout)),
-    }
+) -> kube::Result<T> {
+    let late =
+        |_| kube::Error::Service(format!("no answer within {:?}", config.api_timeout).into());
+    tokio::time::timeout(config.api_timeout, call).await.map_err(late)?
 }
 
 /// Connects, and looks for what the settings name.
@@ -147,7 +143,10 @@ pub(super) async fn open(config: KubernetesConfig) -> Result<Inner, ConnectError
     let connection = connection(&config).await?;
     let url = connection.cluster_url.to_string();
     let (client, watching) = (made(connection.clone())?, watching(&config, connection)?);
-    let unreachable = |why: String| ConnectError::Unreachable { url: url.clone(), why };
+    let unreachable = |error: kube::Error| {
+        let why = chain(&error);
+        ConnectError::Unreachable { url: url.clone(), why }
+    };
     let version = in_time(&config, client.apiserver_version()).await.map_err(unreachable)?;
     tracing::info!(url, version = version.git_version, "the cluster answers");
     let classes: Api<RuntimeClass> = Api::all(client.clone());
@@ -176,9 +175,12 @@ pub(super) async fn open(config: KubernetesConfig) -> Result<Inner, ConnectError
             HashSet::new()
         }
         UserNamespaces::Never => HashSet::new(),
-        _ => in_time(&config, user_namespaces(&config, &client, &handlers))
-            .await
-            .map_err(|why| unreachable(format!("its nodes cannot be listed: {why}")))?,
+        _ => in_time(&config, user_namespaces(&config, &client, &handlers)).await.map_err(
+            |error| {
+                let why = format!("its nodes cannot be listed: {}", chain(&error));
+                ConnectError::Unreachable { url: url.clone(), why }
+            },
+        )?,
     };
     let capabilities = Capabilities {
         name: "kubernetes".to_owned(),

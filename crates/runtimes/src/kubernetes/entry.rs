@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use stackd_core::runtime::{ObservedStack, Outcome, Placement, RuntimeState};
+use stackd_core::runtime::{ObservedStack, Placement, RuntimeState};
 use stackd_core::stack::{Condition, reason};
 use stackd_core::{PortMapping, Protocol, StackId};
 
@@ -38,6 +38,8 @@ pub(super) struct Entry {
     /// All three were there at once: what is missing from then on was taken away.
     pub(super) complete: bool,
     pub(super) over: Option<Box<Over>>,
+    /// The node of its pod was lost: nobody will ever say that it runs no more.
+    node_gone: bool,
     /// Its end was asked for, so that it is brought about whether anybody observes or not.
     pub(super) ending: bool,
     /// Its node ports have taken a connection.
@@ -47,6 +49,8 @@ pub(super) struct Entry {
     /// This server has begun to make it, so that what is missing may be its own fault.
     pub(super) begun: bool,
     pub(super) removing: bool,
+    /// Why its image cannot be had was logged.
+    pub(super) pull_logged: bool,
     pub(super) acting: Acting,
     pub(super) told: Option<Box<ObservedStack>>,
 }
@@ -84,15 +88,17 @@ impl Entry {
     ) -> RuntimeState {
         let node = self.pod.as_ref().and_then(|pod| pod.view.node.as_deref());
         let node_ready = node.and_then(|n| nodes.get(n)).is_some_and(|node| node.view.ready);
+        let evicted = self.pod.as_ref().is_some_and(|pod| {
+            pod.view.deleting && pod.view.disruption.as_deref() == Some("DeletionByTaintManager")
+        });
+        // Whether it is over already or not: its end would be waited for in vain. It stays so when
+        // the node comes back, since it was told.
+        self.node_gone |= node.is_some_and(|n| lost.contains(n) || (evicted && !node_ready));
         if let (None, Some(pod)) = (&self.over, &self.pod) {
-            let evicted = pod.view.deleting
-                && pod.view.disruption.as_deref() == Some("DeletionByTaintManager");
             let over = match (node, pod.view.judge()) {
                 // How containers end that somebody takes away says nothing of them.
                 (_, Judgement::Over(over)) if !pod.view.deleting => Some(over),
-                (Some(node), _) if lost.contains(node) || (evicted && !node_ready) => {
-                    Some(Over::node_lost(node))
-                }
+                (Some(node), _) if self.node_gone => Some(Over::node_lost(node)),
                 _ => None,
             };
             self.over = over.map(Box::new);
@@ -103,8 +109,7 @@ impl Entry {
             self.over = Some(Box::new(over));
         }
         if let Some(over) = &self.over {
-            let node_lost = over.outcome == Outcome::NodeLost;
-            let runs = self.pod.as_ref().is_some_and(|pod| !pod.view.phase.is_over()) && !node_lost;
+            let runs = self.may_run();
             if acts && runs && !std::mem::replace(&mut self.acting.killing, true) {
                 actions.push(Action::Kill);
             }
@@ -198,8 +203,72 @@ impl Entry {
 
     /// Nothing of it runs any more, and its ports are given back.
     pub(super) fn has_ended(&self) -> bool {
-        let node_lost = self.over.as_ref().is_some_and(|over| over.outcome == Outcome::NodeLost);
-        let pod_over = self.pod.as_ref().is_none_or(|pod| pod.view.phase.is_over()) || node_lost;
-        pod_over && self.service.is_none()
+        !self.may_run() && self.service.is_none()
+    }
+
+    /// Whether something of it runs, as far as anybody will tell.
+    fn may_run(&self) -> bool {
+        !self.node_gone && self.pod.as_ref().is_some_and(|pod| !pod.view.phase.is_over())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use stackd_core::runtime::Outcome;
+
+    use super::super::cache::{Kind, State};
+    use super::*;
+
+    /// A stack with a running pod on the node `n`, which does not answer.
+    fn on_a_silent_node(deletion: Option<&str>) -> Entry {
+        let pod = serde_json::json!({
+            "metadata": {"name": "p", "deletionTimestamp": deletion.map(|_| "2026-01-01T00:00:00Z")},
+            "spec": {"nodeName": "n", "containers": [{"name": "app"}]},
+            "status": {
+                "phase": "Running",
+                "conditions": deletion.iter().map(|reason| serde_json::json!({
+                    "type": "DisruptionTarget", "status": "True", "reason": reason,
+                })).collect::<Vec<_>>(),
+            },
+        });
+        let pod = PodView::of(&serde_json::from_value(pod).unwrap());
+        let pod = Some(State::default().seen(Kind::Pod, pod));
+        Entry { pod, ..Entry::default() }
+    }
+
+    /// A dead kubelet never tells of the end that it was asked for.
+    #[test]
+    fn what_is_over_has_ended_when_its_node_is_lost() {
+        let none = HashMap::new();
+        let lost = HashSet::from(["n".into()]);
+        let cases = [
+            (on_a_silent_node(None), &lost),
+            (on_a_silent_node(Some("DeletionByTaintManager")), &HashSet::new()),
+        ];
+        for (mut entry, lost) in cases {
+            let over = Over::failed(reason::STOPPED, "the stack was stopped");
+            entry.over = Some(Box::new(over));
+            let state = entry.state(&none, lost, true, &mut Vec::new());
+            let RuntimeState::Ended { outcome, condition, .. } = state else { panic!("{state:?}") };
+            // It keeps the reason that it had.
+            assert_eq!((outcome, condition.reason.as_str()), (Outcome::Failed, reason::STOPPED));
+            assert!(entry.has_ended());
+            // That the node is back changes nothing of what was told.
+            let state = entry.state(&none, &HashSet::new(), true, &mut Vec::new());
+            assert!(matches!(state, RuntimeState::Ended { .. }), "{state:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_over_has_not_ended_while_its_node_may_answer_again() {
+        for deletion in [None, Some("EvictionByEvictionAPI")] {
+            let mut entry = on_a_silent_node(deletion);
+            entry.over = Some(Box::new(Over::failed(reason::ERROR, "it ended with code 1")));
+            let mut actions = Vec::new();
+            let state = entry.state(&HashMap::new(), &HashSet::new(), true, &mut actions);
+            assert!(matches!(state, RuntimeState::Running { ready: false, .. }), "{state:?}");
+            assert_eq!(actions, [Action::Kill]);
+            assert!(!entry.has_ended());
+        }
     }
 }

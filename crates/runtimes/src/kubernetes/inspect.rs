@@ -1,7 +1,7 @@
 //! Looks at a cluster for `stackd doctor`: what is there, what may be done, how much room there is.
 //! Nothing is changed.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
@@ -9,17 +9,17 @@ use k8s_openapi::api::authorization::v1::{
 use k8s_openapi::api::core::v1::{Node, Pod, ResourceQuota};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::node::v1::RuntimeClass;
-use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Amount;
 use kube::api::{ListParams, ObjectMeta, PostParams};
 use kube::{Api, Client, ResourceExt as _};
-use stackd_core::quantity::Quantity;
 use stackd_core::spec::Requested;
 
 use super::access::{PERMISSIONS, Permission};
 use super::config::{KubernetesConfig, UserNamespaces};
+use super::connect::in_time;
 use super::make::NOT_KEPT;
+use super::node::no_user_namespaces;
 use super::status::NodeView;
-use super::{connect, error};
+use super::{connect, error, room};
 
 /// How something was found to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,11 +45,15 @@ pub struct Finding {
     pub fix: String,
 }
 
-fn good(name: &'static str, detail: impl Into<String>) -> Finding {
+pub(super) fn good(name: &'static str, detail: impl Into<String>) -> Finding {
     Finding { name, rating: Rating::Good, detail: detail.into(), fix: String::new() }
 }
 
-fn poor(name: &'static str, detail: impl Into<String>, fix: impl Into<String>) -> Finding {
+pub(super) fn poor(
+    name: &'static str,
+    detail: impl Into<String>,
+    fix: impl Into<String>,
+) -> Finding {
     Finding { rating: Rating::Poor, fix: fix.into(), ..good(name, detail) }
 }
 
@@ -67,38 +71,107 @@ pub async fn inspect(config: &KubernetesConfig, size: &Requested) -> Vec<Finding
             return vec![bad(name, failure.to_string(), fix)];
         }
     };
-    let version = tokio::time::timeout(config.api_timeout, client.apiserver_version()).await;
-    let why = match version {
-        Ok(Ok(version)) => {
+    match in_time(config, client.apiserver_version()).await {
+        Ok(version) => {
             let found = good(name, format!("version {} at {url}", version.git_version));
-            return [vec![found], inside(config, &client, size).await].concat();
+            [vec![found], inside(config, &client, size).await].concat()
         }
-        Ok(Err(failure)) => error::chain(&failure),
-        Err(_) => format!("no answer within {:?}", config.api_timeout),
-    };
-    let fix = "the API server must run, and be reached from here; --kube-context names another";
-    vec![bad(name, format!("{url}: {why}"), fix)]
+        Err(failure) => {
+            let fix =
+                "the API server must run, and be reached from here; --kube-context names another";
+            vec![bad(name, format!("{url}: {}", error::chain(&failure)), fix)]
+        }
+    }
 }
 
 async fn inside(config: &KubernetesConfig, client: &Client, size: &Requested) -> Vec<Finding> {
-    let mut findings = vec![namespace(config, client).await, permissions(config, client).await];
+    let mut findings = vec![
+        namespace(config, client).await,
+        default_deny(config, client).await,
+        permissions(config, client).await,
+    ];
     let nodes: Api<Node> = Api::all(client.clone());
     let pods: Api<Pod> = Api::namespaced(client.clone(), &config.namespace);
+    let quotas: Api<ResourceQuota> = Api::namespaced(client.clone(), &config.namespace);
     let all = ListParams::default();
-    match (nodes.list(&all).await, pods.list(&all).await) {
+    let (nodes, pods, quotas) = (
+        in_time(config, nodes.list(&all)).await,
+        in_time(config, pods.list(&all)).await,
+        in_time(config, quotas.list(&all)).await,
+    );
+    let (of_classes, handlers) = classes(config, client).await;
+    match (nodes, pods) {
         (Ok(nodes), Ok(pods)) => {
             findings.extend(of_nodes(config, &nodes.items));
-            findings.push(user_namespaces(config, client, &nodes.items).await);
-            findings.push(capacity(&nodes.items, &pods.items, size));
+            findings.push(user_namespaces(config, client, &nodes.items, &handlers).await);
+            let quotas = quotas.as_ref().map_or(&[][..], |quotas| &quotas.items);
+            findings.push(room::capacity(&nodes.items, &pods.items, quotas, size));
         }
         (Err(failure), _) | (_, Err(failure)) => {
             let fix = "nodes and pods must be listed; see permissions";
             findings.push(bad("nodes", error::chain(&failure), fix));
         }
     }
-    findings.extend(classes(config, client).await);
-    findings.push(quota(config, client).await);
+    findings.extend(of_classes);
+    findings.push(match quotas {
+        Ok(quotas) => room::quota(&quotas.items),
+        Err(failure) => poor("quota", error::chain(&failure), "see permissions"),
+    });
+    findings.extend(lacks());
     findings
+}
+
+/// What a stack has limits of, and a cluster keeps late or not at all. None of it can be asked for.
+fn lacks() -> [Finding; 3] {
+    [
+        poor(
+            "processes",
+            "a Pod cannot limit them: neither pids_limit nor a challenge's own limit holds",
+            "set podPidsLimit in the configuration of each node's kubelet, if it is not yet",
+        ),
+        poor(
+            "number of files",
+            "not limited: a stack can use up the inodes of its node, which then evicts stacks",
+            "give nodes file systems with many inodes, or without a fixed number (xfs, btrfs)",
+        ),
+        poor(
+            "disk limit",
+            "kept by eviction, some seconds late: a stack can write more than its limit meanwhile",
+            "leave room on the disk of nodes beyond what stacks may use",
+        ),
+    ]
+}
+
+/// The policies of stacks are their own. What has none, or has lost it, is closed off by one of the
+/// namespace's alone.
+async fn default_deny(config: &KubernetesConfig, client: &Client) -> Finding {
+    let name = "default deny";
+    let policies: Api<NetworkPolicy> = Api::namespaced(client.clone(), &config.namespace);
+    match in_time(config, policies.list(&ListParams::default())).await {
+        Ok(policies) => match policies.iter().find(|policy| denies_all(policy)) {
+            Some(policy) => good(name, format!("by the policy {}", policy.name_any())),
+            None => poor(
+                name,
+                format!("no policy of {} denies all traffic of all its Pods", config.namespace),
+                "apply the one of docs/kubernetes.md",
+            ),
+        },
+        Err(failure) => poor(name, error::chain(&failure), "see permissions"),
+    }
+}
+
+/// Whether a policy is for all Pods, in both directions, and lets nothing through.
+fn denies_all(policy: &NetworkPolicy) -> bool {
+    let Some(spec) = &policy.spec else { return false };
+    let of_all = spec.pod_selector.as_ref().is_none_or(|selector| {
+        selector.match_labels.as_ref().is_none_or(BTreeMap::is_empty)
+            && selector.match_expressions.as_ref().is_none_or(Vec::is_empty)
+    });
+    let types = spec.policy_types.as_deref().unwrap_or_default();
+    let both = ["Ingress", "Egress"].iter().all(|wanted| types.iter().any(|kind| kind == wanted));
+    let nothing = spec.ingress.as_ref().is_none_or(Vec::is_empty)
+        && spec.egress.as_ref().is_none_or(Vec::is_empty);
+    of_all && both && nothing
 }
 
 /// A policy is made as a trial only, which needs the namespace and leaves nothing in it.
@@ -110,7 +183,7 @@ async fn namespace(config: &KubernetesConfig, client: &Client) -> Finding {
         spec: None,
     };
     let params = PostParams { dry_run: true, ..PostParams::default() };
-    match policies.create(&params, &trial).await {
+    match in_time(config, policies.create(&params, &trial)).await {
         Ok(_) => good(name, &*config.namespace),
         Err(kube::Error::Api(status)) if status.code == 404 => {
             let fix = format!("kubectl create namespace {}", config.namespace);
@@ -178,7 +251,7 @@ async fn allowed(
         ..SelfSubjectAccessReview::default()
     };
     let reviews: Api<SelfSubjectAccessReview> = Api::all(client.clone());
-    let answer = reviews.create(&PostParams::default(), &review).await?;
+    let answer = in_time(config, reviews.create(&PostParams::default(), &review)).await?;
     Ok(answer.status.is_some_and(|status| status.allowed))
 }
 
@@ -215,7 +288,12 @@ fn of_nodes(config: &KubernetesConfig, nodes: &[Node]) -> Vec<Finding> {
     findings
 }
 
-async fn user_namespaces(config: &KubernetesConfig, client: &Client, nodes: &[Node]) -> Finding {
+async fn user_namespaces(
+    config: &KubernetesConfig,
+    client: &Client,
+    nodes: &[Node],
+    handlers: &HashMap<String, String>,
+) -> Finding {
     let name = "user namespaces";
     let rate: fn(&'static str, String, String) -> Finding = match config.user_namespaces {
         UserNamespaces::Never => {
@@ -228,7 +306,7 @@ async fn user_namespaces(config: &KubernetesConfig, client: &Client, nodes: &[No
         UserNamespaces::Always => bad,
         UserNamespaces::Auto => poor,
     };
-    match connect::keeps_user_namespaces(config, client).await {
+    match in_time(config, connect::keeps_user_namespaces(config, client)).await {
         Ok(true) => {}
         Ok(false) => {
             let fix = "turn the gate on, or use a cluster from version 1.33 on, where it is";
@@ -238,25 +316,34 @@ async fn user_namespaces(config: &KubernetesConfig, client: &Client, nodes: &[No
             return bad(name, error::chain(&failure), "the API server must answer");
         }
     }
-    let views = nodes.iter().map(|node| (node.name_any(), NodeView::of(config, node)));
-    let without = views.filter(|(_, view)| view.ready && !view.user_namespaces);
-    let without: Vec<_> = without.map(|(name, _)| name).collect();
-    if without.is_empty() {
-        return good(name, "every ready node makes them");
+    // As the server decides it.
+    let lacking = config.classes().into_iter().filter_map(|class| {
+        let handler = handlers.get(&class).map_or("", String::as_str);
+        no_user_namespaces(nodes, handler).map(|why| format!("{class}: {why}"))
+    });
+    let lacking: Vec<_> = lacking.collect();
+    if lacking.is_empty() {
+        return good(name, "every node that stacks can go to makes them");
     }
-    let detail = format!("{} cannot make them, so that stacks get none", without.join(", "));
-    let fix = "they need containerd 2 and runc 1.2, or CRI-O, and a kernel from 6.3 on";
+    let detail = format!("stacks of these classes get none: {}", lacking.join("; "));
+    let fix = "nodes need containerd 2 and runc 1.2, or CRI-O, and a kernel from 6.3 on";
     rate(name, detail, fix.to_owned())
 }
 
-async fn classes(config: &KubernetesConfig, client: &Client) -> Vec<Finding> {
+/// The RuntimeClasses that are named, and the handlers of the classes.
+async fn classes(
+    config: &KubernetesConfig,
+    client: &Client,
+) -> (Vec<Finding>, HashMap<String, String>) {
     let api: Api<RuntimeClass> = Api::all(client.clone());
-    let mut findings = Vec::new();
+    let (mut findings, mut handlers) = (Vec::new(), HashMap::new());
     let name = "runtime classes";
     for (class, object) in config.runtime_classes.iter().filter(|(_, object)| !object.is_empty()) {
-        findings.push(match api.get_opt(object).await {
+        findings.push(match in_time(config, api.get_opt(object)).await {
             Ok(Some(found)) => {
-                good(name, format!("{class} is {object} (handler {})", found.handler))
+                let detail = format!("{class} is {object} (handler {})", found.handler);
+                handlers.insert(class.clone(), found.handler);
+                good(name, detail)
             }
             Ok(None) => bad(
                 name,
@@ -269,122 +356,34 @@ async fn classes(config: &KubernetesConfig, client: &Client) -> Vec<Finding> {
     if findings.is_empty() {
         findings.push(good(name, "default only"));
     }
-    findings
-}
-
-async fn quota(config: &KubernetesConfig, client: &Client) -> Finding {
-    let name = "quota";
-    let api: Api<ResourceQuota> = Api::namespaced(client.clone(), &config.namespace);
-    let quotas = match api.list(&ListParams::default()).await {
-        Ok(quotas) => quotas,
-        Err(failure) => return poor(name, error::chain(&failure), "see permissions"),
-    };
-    let mut left = Vec::new();
-    for quota in &quotas {
-        let status = quota.status.as_ref();
-        let used = status.and_then(|status| status.used.as_ref());
-        for (what, hard) in status.iter().flat_map(|status| status.hard.iter().flatten()) {
-            let used = used.and_then(|used| used.get(what)).map_or("0", |used| used.0.as_str());
-            left.push(format!("{what} {used} of {}", hard.0));
-        }
-    }
-    good(name, if left.is_empty() { "none".to_owned() } else { left.join(", ") })
-}
-
-fn amounts(
-    amounts: Option<&std::collections::BTreeMap<String, Amount>>,
-) -> impl Fn(&str) -> Option<Quantity> {
-    move |name| amounts?.get(name)?.0.parse().ok()
-}
-
-/// How many stacks of a size fit on what the nodes can give, less what stacks hold already.
-fn capacity(nodes: &[Node], pods: &[Pod], size: &Requested) -> Finding {
-    let mut held: HashMap<&str, (Requested, u64)> = HashMap::new();
-    for pod in pods {
-        let Some(spec) = &pod.spec else { continue };
-        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-        let Some(node) = spec.node_name.as_deref() else { continue };
-        if matches!(phase, Some("Succeeded" | "Failed")) {
-            continue;
-        }
-        let (sum, count) = held.entry(node).or_default();
-        *count += 1;
-        for container in &spec.containers {
-            let requests = container.resources.as_ref().and_then(|r| r.requests.as_ref());
-            let amount = amounts(requests);
-            *sum = sum.plus(&Requested {
-                cpu_milli: amount("cpu").map_or(0, Quantity::milli),
-                memory_bytes: amount("memory").map_or(0, Quantity::units),
-                disk_bytes: amount("ephemeral-storage").map_or(0, Quantity::units),
-            });
-        }
-    }
-    let mut fits = 0;
-    for node in nodes.iter().filter(|node| takes_pods(node)) {
-        let amount = amounts(node.status.as_ref().and_then(|status| status.allocatable.as_ref()));
-        let name = node.name_any();
-        let (used, count) = held.get(name.as_str()).copied().unwrap_or_default();
-        let free = Requested {
-            cpu_milli: amount("cpu").map_or(0, Quantity::milli),
-            memory_bytes: amount("memory").map_or(0, Quantity::units),
-            disk_bytes: amount("ephemeral-storage").map_or(u64::MAX, Quantity::units),
-        }
-        .minus(&used);
-        let pods = amount("pods").map_or(110, Quantity::units).saturating_sub(count);
-        let times = |have: u64, each: u64| have.checked_div(each).unwrap_or(u64::MAX);
-        fits += times(free.cpu_milli, size.cpu_milli)
-            .min(times(free.memory_bytes, size.memory_bytes))
-            .min(times(free.disk_bytes, size.disk_bytes))
-            .min(pods);
-    }
-    let one = format!(
-        "{}m CPU, {} of memory and {} of disk each",
-        size.cpu_milli,
-        Quantity::from_bytes(size.memory_bytes),
-        Quantity::from_bytes(size.disk_bytes),
-    );
-    let detail = format!("about {fits} more stacks of {one}, less what other namespaces hold");
-    match fits {
-        0 => poor("capacity", detail, "add nodes, or remove stacks"),
-        _ => good("capacity", detail),
-    }
-}
-
-fn takes_pods(node: &Node) -> bool {
-    let spec = node.spec.as_ref();
-    let closed = spec.and_then(|spec| spec.unschedulable).unwrap_or(false);
-    let taints = spec.iter().flat_map(|spec| spec.taints.iter().flatten());
-    !closed && taints.into_iter().all(|taint| taint.effect == "PreferNoSchedule")
+    (findings, handlers)
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
-    fn what_fits_is_what_the_nodes_can_give_less_what_is_held() {
-        let node = |name: &str, taint: Option<&str>| -> Node {
-            let taints: Vec<_> = taint
-                .iter()
-                .map(|effect| serde_json::json!({"key": "k", "effect": effect}))
-                .collect();
-            serde_json::from_value(serde_json::json!({
-                "metadata": {"name": name},
-                "spec": {"taints": taints},
-                "status": {"allocatable": {"cpu": "2", "memory": "1Gi", "pods": "5"}},
-            }))
-            .unwrap()
+    fn only_a_policy_for_all_pods_and_both_directions_denies_all() {
+        let denies = |spec: serde_json::Value| {
+            let policy = json!({"metadata": {"name": "p"}, "spec": spec});
+            denies_all(&serde_json::from_value(policy).unwrap())
         };
-        let pod: Pod = serde_json::from_value(serde_json::json!({
-            "metadata": {"name": "p"},
-            "spec": {"nodeName": "a", "containers": [
-                {"name": "c", "resources": {"requests": {"cpu": "1500m", "memory": "64Mi"}}}
-            ]},
-        }))
-        .unwrap();
-        let size = Requested { cpu_milli: 500, memory_bytes: 256 << 20, disk_bytes: 0 };
-        let nodes = [node("a", None), node("b", None), node("c", Some("NoSchedule"))];
-        let found = capacity(&nodes, std::slice::from_ref(&pod), &size);
-        assert!(found.detail.starts_with("about 5 more stacks"), "{}", found.detail);
+        let both = json!(["Ingress", "Egress"]);
+        assert!(denies(json!({"podSelector": {}, "policyTypes": both})));
+        for spec in [
+            json!({"podSelector": {}, "policyTypes": ["Ingress"]}),
+            json!({"podSelector": {"matchLabels": {"a": "b"}}, "policyTypes": both}),
+            json!({
+                "podSelector": {"matchExpressions": [{"key": "a", "operator": "Exists"}]},
+                "policyTypes": both,
+            }),
+            json!({"podSelector": {}, "policyTypes": both, "egress": [{}]}),
+            json!({"podSelector": {}, "policyTypes": both, "ingress": [{"ports": [{"port": 80}]}]}),
+        ] {
+            assert!(!denies(spec.clone()), "{spec}");
+        }
     }
 }

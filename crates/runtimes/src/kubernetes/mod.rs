@@ -22,6 +22,8 @@ mod make;
 mod names;
 mod node;
 mod objects;
+mod pull;
+mod room;
 mod status;
 mod usage;
 mod watches;
@@ -94,13 +96,13 @@ impl Runtime for KubernetesRuntime {
         self.inner.state.lock().unclaim(id);
     }
 
-    /// The nodes pull images themselves; what is wrong with one is seen when a stack needs it.
+    /// The nodes pull images themselves; what else is wrong with one is seen when a stack needs it.
     fn prepare<'a>(
         &'a self,
-        _image: &'a str,
+        image: &'a str,
         _policy: Option<ImagePullPolicy>,
     ) -> BoxFuture<'a, Result<(), RuntimeError>> {
-        Box::pin(async { Ok(()) })
+        Box::pin(async move { pull::check(&self.inner.config, image) })
     }
 
     fn ensure(&self, request: EnsureRequest) -> BoxFuture<'_, Result<(), RuntimeError>> {

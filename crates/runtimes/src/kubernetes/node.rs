@@ -1,8 +1,10 @@
 //! What is taken from a node.
 
 use k8s_openapi::api::core::v1::Node;
+use kube::ResourceExt as _;
 
 use super::config::{DialAddress, KubernetesConfig};
+use super::objects::{NODE_TAINTS, OS_LABEL};
 use super::status::NodeView;
 
 impl NodeView {
@@ -26,21 +28,50 @@ impl NodeView {
             DialAddress::Internal => internal,
             DialAddress::Public => public.clone(),
         };
-        let ready = status.is_some_and(|status| {
-            let mut conditions = status.conditions.iter().flatten();
-            conditions.any(|c| c.type_ == "Ready" && c.status == "True")
-        });
         Self {
-            ready,
+            ready: is_ready(node),
             public_ip: public.map(Into::into),
             dial: dial.and_then(|address| address.parse().ok()),
-            user_namespaces: makes_user_namespaces(node, ""),
         }
     }
 }
 
+/// Whether a node answers.
+pub(super) fn is_ready(node: &Node) -> bool {
+    let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.into_iter().any(|c| c.type_ == "Ready" && c.status == "True")
+}
+
+/// Whether stacks can go to a node, as soon as it answers.
+pub(super) fn takes_pods(node: &Node) -> bool {
+    let spec = node.spec.as_ref();
+    let closed = spec.and_then(|spec| spec.unschedulable).unwrap_or(false);
+    let taints = spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+    let os = node.metadata.labels.as_ref().and_then(|labels| labels.get(OS_LABEL.0));
+    !closed
+        && os.is_some_and(|os| os == OS_LABEL.1)
+        && taints.into_iter().all(|taint| {
+            taint.effect == "PreferNoSchedule" || NODE_TAINTS.contains(&taint.key.as_str())
+        })
+}
+
+/// Why the stacks of a handler get no user namespace, where they get none: not every node that they
+/// can go to makes them. What does not answer now is not asked, unless nothing does.
+pub(super) fn no_user_namespaces(nodes: &[Node], handler: &str) -> Option<String> {
+    let open: Vec<_> = nodes.iter().filter(|node| takes_pods(node)).collect();
+    let any_ready = open.iter().any(|node| is_ready(node));
+    let asked = || open.iter().filter(|node| is_ready(node) || !any_ready);
+    let without: Vec<_> =
+        asked().filter(|n| !makes_user_namespaces(n, handler)).map(|n| n.name_any()).collect();
+    match (open.is_empty(), without.is_empty()) {
+        (true, _) => Some("there is no node that stacks can go to".to_owned()),
+        (false, true) => None,
+        (false, false) => Some(format!("{} cannot make them", without.join(", "))),
+    }
+}
+
 /// Whether a handler of a node says that it makes user namespaces; the default one has no name.
-pub(super) fn makes_user_namespaces(node: &Node, handler: &str) -> bool {
+fn makes_user_namespaces(node: &Node, handler: &str) -> bool {
     let handlers = node.status.as_ref().and_then(|status| status.runtime_handlers.as_ref());
     let found = handlers
         .into_iter()
@@ -85,6 +116,53 @@ mod tests {
         for handler in ["second", "third", "missing"] {
             assert!(!makes_user_namespaces(&node, handler), "{handler}");
         }
+    }
+
+    #[test]
+    fn only_nodes_that_stacks_can_go_to_decide_about_user_namespaces() {
+        let node = |name: &str, ready: bool, makes: bool, spec: serde_json::Value| -> Node {
+            let ready = if ready { "True" } else { "Unknown" };
+            serde_json::from_value(serde_json::json!({
+                "metadata": {"name": name, "labels": {"kubernetes.io/os": "linux"}},
+                "spec": spec,
+                "status": {
+                    "conditions": [{"type": "Ready", "status": ready}],
+                    "runtimeHandlers": [
+                        {"name": "", "features": {"userNamespaces": makes}},
+                        {"name": "other", "features": {"userNamespaces": false}},
+                    ],
+                },
+            }))
+            .unwrap()
+        };
+        let open = || serde_json::json!({});
+        let taint = |key: &str, effect: &str| {
+            let taint = serde_json::json!({"key": key, "effect": effect});
+            serde_json::json!({"taints": [taint]})
+        };
+        let silent = || taint("node.kubernetes.io/unreachable", "NoSchedule");
+        let mut nodes = vec![
+            node("good", true, true, taint("k", "PreferNoSchedule")),
+            node(
+                "control",
+                true,
+                false,
+                taint("node-role.kubernetes.io/control-plane", "NoSchedule"),
+            ),
+            node("cordoned", true, false, serde_json::json!({"unschedulable": true})),
+            node("away", false, false, silent()),
+            node("windows", true, false, open()),
+        ];
+        nodes[4].metadata.labels = Some([("kubernetes.io/os".into(), "windows".into())].into());
+        assert_eq!(no_user_namespaces(&nodes, ""), None);
+        assert_eq!(no_user_namespaces(&nodes, "other").as_deref(), Some("good cannot make them"));
+        nodes.push(node("old", true, false, open()));
+        assert_eq!(no_user_namespaces(&nodes, "").as_deref(), Some("old cannot make them"));
+        // Where nothing answers, it is of all of them that one may come back.
+        let away = [node("one", false, true, silent()), node("two", false, false, silent())];
+        assert_eq!(no_user_namespaces(&away, "").as_deref(), Some("two cannot make them"));
+        assert_eq!(no_user_namespaces(&away[..1], ""), None);
+        assert!(no_user_namespaces(&nodes[1..3], "").unwrap().starts_with("there is no node"));
     }
 
     #[test]

@@ -24,7 +24,11 @@ use super::config::KubernetesConfig;
 use super::names;
 
 /// The taints of a node that does not answer; a stack on it is given up some time after.
-const NODE_TAINTS: [&str; 2] = ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"];
+pub(super) const NODE_TAINTS: [&str; 2] =
+    ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"];
+
+/// What a kubelet writes on a node that can start stacks: a cluster may have Windows nodes too.
+pub(super) const OS_LABEL: (&str, &str) = ("kubernetes.io/os", "linux");
 
 /// The policy of a stack: nothing goes out, and only what is published comes in.
 pub(super) fn policy(config: &KubernetesConfig, request: &EnsureRequest) -> NetworkPolicy {
@@ -128,6 +132,7 @@ pub(super) fn pod(
             dns_config: Some(no_dns()),
             hostname: spec.hostname.clone(),
             host_users: user_namespace.then_some(false),
+            node_selector: Some(BTreeMap::from([(OS_LABEL.0.to_owned(), OS_LABEL.1.to_owned())])),
             runtime_class_name: class.filter(|class| !class.is_empty()).cloned(),
             termination_grace_period_seconds: Some(i64::try_from(grace).unwrap_or(i64::MAX)),
             security_context: Some(PodSecurityContext {

@@ -8,7 +8,8 @@ use stackd_core::quantity::Quantity;
 use stackd_core::runtime::Outcome;
 use stackd_core::stack::{Condition, reason};
 
-use super::names;
+use super::{names, pull};
+use crate::images;
 
 /// What is kept of a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +41,7 @@ pub(super) struct PodView {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ContainerView {
     pub(super) name: Box<str>,
+    image: Box<str>,
     pub(super) init: bool,
     pub(super) state: State,
     restarts: u32,
@@ -201,8 +203,9 @@ impl PodView {
         for (container, word) in waiting {
             let (why, message) = (word.0.as_str(), &word.1);
             let condition = match why {
-                "ErrImagePull" | "ImagePullBackOff" => {
-                    of_image.get_or_insert(Condition::new(reason::IMAGE_PULL, message));
+                _ if pull::has_failed(why) => {
+                    let text = pull::told(&container.image, message).text;
+                    of_image.get_or_insert(Condition::new(reason::IMAGE_PULL, text));
                     continue;
                 }
                 "ContainerCreating" => {
@@ -274,11 +277,28 @@ impl PodView {
             let reason = match why {
                 "InvalidImageName" => reason::IMAGE_PULL,
                 "ErrImageNeverPull" => reason::IMAGE_NEVER_PULL,
-                "ErrImagePull" | "ImagePullBackOff" if is_final(message) => reason::IMAGE_PULL,
                 "CreateContainerConfigError" => reason::START_ERROR,
+                "CreateContainerError" if message.contains("no command specified") => {
+                    let text = images::no_command(&container.name);
+                    return Some(Over::failed(reason::START_ERROR, text));
+                }
+                _ if pull::has_failed(why) => {
+                    let told = pull::told(&container.image, message);
+                    return told.is_final.then(|| Over::failed(reason::IMAGE_PULL, told.text));
+                }
                 _ => return None,
             };
             Some(Over::failed(reason, message))
+        })
+    }
+
+    /// The image that its node could not pull, and the kubelet's text about it.
+    pub(super) fn failed_pull(&self) -> Option<(&str, &str)> {
+        self.containers.iter().find_map(|container| match &container.state {
+            State::Waiting(Some(word)) if pull::has_failed(&word.0) => {
+                Some((&*container.image, word.1.as_str()))
+            }
+            _ => None,
         })
     }
 
@@ -309,21 +329,6 @@ fn is_full_disk(word: &(String, String)) -> bool {
         "Usage of EmptyDir",
     ];
     word.0 == reason::EVICTED && LIMITS.iter().any(|limit| word.1.contains(limit))
-}
-
-/// Whether a registry has said that it has no such image, or none for us: trying again does not
-/// help, while a registry that is away may come back.
-fn is_final(message: &str) -> bool {
-    const SAID: [&str; 7] = [
-        "not found",
-        "manifest unknown",
-        "insufficient_scope",
-        "access denied",
-        "unauthorized",
-        "403 Forbidden",
-        "no match for platform",
-    ];
-    SAID.iter().any(|said| message.contains(said))
 }
 
 impl Ended {
@@ -374,9 +379,14 @@ fn view(container: &Container, init: bool, status: Option<ContainerStatus>) -> C
         },
         None => State::Waiting(None),
     };
-    let (name, memory_mib) =
-        (container.name.as_str().into(), memory_mib.try_into().unwrap_or(u32::MAX));
-    ContainerView { name, init, state, restarts, memory_mib }
+    ContainerView {
+        name: container.name.as_str().into(),
+        image: container.image.as_deref().unwrap_or_default().into(),
+        init,
+        state,
+        restarts,
+        memory_mib: memory_mib.try_into().unwrap_or(u32::MAX),
+    }
 }
 
 /// What is kept of a node.
@@ -386,6 +396,61 @@ pub(super) struct NodeView {
     pub(super) public_ip: Option<Box<str>>,
     /// The address that this server dials.
     pub(super) dial: Option<IpAddr>,
-    /// Whether its default handler makes user namespaces.
-    pub(super) user_namespaces: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A pod whose only container waits.
+    fn waiting(word: &str, message: &str) -> PodView {
+        let pod = serde_json::json!({
+            "metadata": {"name": "p"},
+            "spec": {"containers": [{"name": "app", "image": "10.0.0.5:5000/app:1"}]},
+            "status": {"phase": "Pending", "containerStatuses": [{
+                "name": "app", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+                "state": {"waiting": {"reason": word, "message": message}},
+            }]},
+        });
+        PodView::of(&serde_json::from_value(pod).unwrap())
+    }
+
+    #[test]
+    fn a_pull_is_told_in_our_words_and_logged_in_the_kubelets() {
+        let refused = "failed to do request: Head \"https://10.0.0.5:5000/v2/app/manifests/1\": \
+                       dial tcp 10.0.0.5:5000: connect: connection refused";
+        for word in ["ErrImagePull", "ImagePullBackOff", "RegistryUnavailable"] {
+            let pod = waiting(word, refused);
+            let Judgement::Starting(Some(condition)) = pod.judge() else {
+                panic!("{word}: {pod:?}")
+            };
+            assert_eq!(condition.reason, reason::IMAGE_PULL);
+            let text = "image \"10.0.0.5:5000/app:1\" cannot be pulled from 10.0.0.5:5000; it is \
+                        tried again";
+            assert_eq!(condition.message, text, "{word}");
+            assert_eq!(pod.failed_pull(), Some(("10.0.0.5:5000/app:1", refused)));
+        }
+        let pod = waiting("ErrImagePull", "10.0.0.5:5000/app:1: not found");
+        let Judgement::Over(over) = pod.judge() else { panic!("{pod:?}") };
+        assert_eq!(over.condition.reason, reason::IMAGE_PULL);
+        let text = "image \"10.0.0.5:5000/app:1\" does not exist in 10.0.0.5:5000";
+        assert_eq!(over.condition.message, text);
+        assert_eq!(waiting("ContainerCreating", "").failed_pull(), None);
+    }
+
+    #[test]
+    fn an_image_that_names_no_command_is_refused_at_once() {
+        let said = "failed to generate container \"c0ffee\" spec: failed to generate spec: no command \
+                    specified";
+        let pod = waiting("CreateContainerError", said);
+        let Judgement::Over(over) = pod.judge() else { panic!("{pod:?}") };
+        assert_eq!(over.condition.reason, reason::START_ERROR);
+        assert_eq!(
+            over.condition.message,
+            "container \"app\": the image names no command; set command or args in the container"
+        );
+        // What else may be wrong can pass.
+        let pod = waiting("CreateContainerError", "context deadline exceeded");
+        assert!(matches!(pod.judge(), Judgement::Starting(_)), "{pod:?}");
+    }
 }

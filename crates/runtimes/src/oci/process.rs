@@ -9,6 +9,7 @@ use stackd_core::variables::Variables;
 use super::images::RunConfig;
 use super::images::users::{UserDatabase, UserError};
 use crate::host::signals::number as signal_number;
+use crate::images;
 
 /// Where programs are looked for when neither image nor Pod says so.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -36,9 +37,7 @@ pub struct ProcessSpec {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProcessError {
     /// Neither the image nor the Pod names a program.
-    #[error(
-        "container \"{container}\": the image names no command; set command or args in the container"
-    )]
+    #[error("{}", images::no_command(.container))]
     NoCommand {
         /// Which container.
         container: String,

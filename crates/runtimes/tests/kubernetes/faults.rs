@@ -117,8 +117,15 @@ pub(crate) async fn control_plane_and_nodes() {
     let [mut first, spare] = on_both_nodes(&runtime).await;
     spare.remove(&runtime).await;
 
-    // A kubelet that dies: the stack is not ready, then its node counts as lost.
+    // A kubelet that dies: the stack is not ready, then its node counts as lost. What is to end there
+    // has ended then too, though nobody confirms it, and keeps its reason.
+    let [mut stopped, spare] = on_both_nodes(&runtime).await;
+    spare.remove(&runtime).await;
     cluster.kill_kubelet(1);
+    while let Err(error) = runtime.stop(stopped.id(), Duration::ZERO).await {
+        assert_eq!(error.kind, stackd_core::runtime::ErrorKind::Retry, "{error:?}");
+    }
+    assert_eq!(stopped.ended().await, (Outcome::Failed, reason::STOPPED.to_owned()));
     first
         .until(|state| {
             matches!(state, RuntimeState::Running { ready: false, condition: Some(condition) }
@@ -129,6 +136,7 @@ pub(crate) async fn control_plane_and_nodes() {
     assert_eq!(first.ended().await.0, Outcome::NodeLost);
     // Nobody there confirms the end of the pod, so that it is taken from the API.
     first.remove(&runtime).await;
+    stopped.remove(&runtime).await;
     cluster.start_kubelet(1);
 
     // A node that goes without a word, and that nobody takes out of the cluster.

@@ -52,6 +52,8 @@ fn main() -> ExitCode {
         trial("refusals::node_ports", refusals::node_ports),
         trial("refusals::objects_of_others", refusals::objects_of_others),
         trial("refusals::no_room", refusals::no_room),
+        trial("refusals::registries", refusals::registries),
+        trial("refusals::no_command", refusals::no_command),
         trial("refusals::pod_security", refusals::pod_security),
         trial("refusals::runtime_classes", refusals::runtime_classes),
         Trial::test("faults::control_plane_and_nodes", || {

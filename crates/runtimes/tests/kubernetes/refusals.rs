@@ -4,9 +4,10 @@ use stackd_core::Protocol;
 use stackd_core::isolation::Profile;
 use stackd_core::port::PortMapping;
 use stackd_core::runtime::{ErrorKind, Runtime, RuntimeState};
+use stackd_core::spec::ImagePullPolicy;
 use stackd_core::stack::reason;
 use stackd_runtimes::kubernetes::{ConnectError, KubernetesConfig, KubernetesRuntime};
-use stackd_testkit::build;
+use stackd_testkit::{build, sample};
 
 use crate::support::{Bed, IMAGE, Stack, is_ready};
 
@@ -96,6 +97,53 @@ pub(crate) async fn no_room(bed: Bed) {
     assert_eq!(seen.placement, None);
     // As the engine does when it has waited long enough.
     runtime.stop(stack.id(), std::time::Duration::ZERO).await.expect("stopped");
+    stack.remove(&runtime).await;
+}
+
+/// A registry that is not named is never asked, and of one that is, the caller learns no more than
+/// that an image cannot be had.
+pub(crate) async fn registries(bed: Bed) {
+    let allowed_registries = vec!["test.invalid".to_owned(), "127.0.0.1:9".to_owned()];
+    let config = KubernetesConfig { allowed_registries, ..bed.config() };
+    let runtime = KubernetesRuntime::open(config).await.expect("a runtime");
+    runtime.prepare(IMAGE, None).await.expect("its registry is named");
+    let error = runtime.prepare("10.0.0.5:5000/app", None).await.expect_err("it is not named");
+    assert_eq!(
+        (error.kind, error.condition.reason.as_str()),
+        (ErrorKind::Rejected, reason::IMAGE_PULL)
+    );
+    assert_eq!(error.condition.message, "images of 10.0.0.5:5000 may not be pulled here");
+
+    // Nothing listens there, which the kubelet says in many words.
+    let mut spec = build::spec("127.0.0.1:9/app:1").build();
+    for container in &mut spec.containers {
+        container.image_pull_policy = Some(ImagePullPolicy::IfNotPresent);
+    }
+    let mut stack = Stack::new(&runtime, spec);
+    stack.begin(&runtime).await.expect("it is accepted");
+    let seen = stack
+        .until(|state| {
+            matches!(state, RuntimeState::Starting { condition: Some(condition) }
+                if condition.reason == reason::IMAGE_PULL)
+        })
+        .await;
+    let RuntimeState::Starting { condition: Some(condition) } = seen.state else { unreachable!() };
+    let text = "image \"127.0.0.1:9/app:1\" cannot be pulled from 127.0.0.1:9; it is tried again";
+    assert_eq!(condition.message, text);
+    stack.remove(&runtime).await;
+}
+
+/// What the kubelet would try until the start is given up.
+pub(crate) async fn no_command(bed: Bed) {
+    let image = "test.invalid/no-command:1";
+    bed.cluster.load(&sample::docker_archive_without_command(image));
+    let runtime = bed.open().await;
+    let mut stack = Stack::new(&runtime, build::spec(image).build());
+    stack.begin(&runtime).await.expect("it is accepted");
+    let seen = stack.until(|state| matches!(state, RuntimeState::Ended { .. })).await;
+    let RuntimeState::Ended { condition, .. } = seen.state else { unreachable!() };
+    assert_eq!(condition.reason, reason::START_ERROR);
+    assert!(condition.message.contains("the image names no command"), "{condition:?}");
     stack.remove(&runtime).await;
 }
 

@@ -360,7 +360,7 @@ pub(crate) const SETTINGS: &[Setting] = settings! {
     /// credentials for. No other registry is asked at such an address.
     List "images.internal_registries" "internal-registry" "HOST";
     /// Registries that images may be pulled from; empty means any. Images that were loaded or
-    /// imported are not concerned.
+    /// imported are not concerned, save on Kubernetes, where it is not known what nodes have.
     List "images.allowed_registries" "allowed-registry" "HOST";
     /// Mirrors of a registry (`host` or `host:port`), asked in this order before the registry
     /// itself.

@@ -117,6 +117,7 @@ async fn open_docker(docker: DockerConfig) -> Result<DockerRuntime, EngineError>
 pub(crate) fn kubernetes(config: &Config) -> KubernetesConfig {
     KubernetesConfig {
         namespace: config.api.namespace.clone(),
+        allowed_registries: config.images.allowed_registries.clone(),
         default_disk_bytes: config.engine.container_disk_bytes(),
         delete_grace: config.engine.delete_grace,
         ..config.runtime.kubernetes.clone()
@@ -213,6 +214,15 @@ fn refused(error: &ServeError) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_registries_that_are_allowed_are_so_whoever_pulls() {
+        let mut config = Config::default();
+        config.images.allowed_registries = vec!["registry.example".to_owned()];
+        let allowed = &config.images.allowed_registries;
+        assert_eq!(&kubernetes(&config).allowed_registries, allowed);
+        assert_eq!(&docker_config(&config, Path::new("/")).machine.allowed_registries, allowed);
+    }
 
     #[test]
     fn servers_with_other_data_have_another_control_group() {

@@ -206,7 +206,7 @@ fn any_amount_is_allowed_where_no_set_is() {
     let number = ChallengeNumber::new(12).unwrap();
     let check =
         |draft: Draft| draft.check(number, &policy, &PodDefaults::default(), Timestamp::UNIX_EPOCH);
-    let resources = check(draft(3, 333)).unwrap().spec.containers[0].resources.clone();
+    let resources = check(draft(3, 333)).unwrap().spec.containers[0].resources;
     assert_eq!((resources.cpu_milli, resources.memory_bytes), (3000, 333 << 20));
     let faults = check(draft(0, -1)).unwrap_err();
     let fields: Vec<_> = faults.iter().map(|fault| fault.field).collect();

@@ -8,6 +8,7 @@ use stackd_core::runtime::{ErrorKind, RuntimeError};
 use stackd_core::stack::{Condition, reason};
 
 use super::digest::{Digest, InvalidDigest};
+use crate::images;
 
 /// A failure of the image store. Shown, it is for callers; [`ImageError::operator`] is for the log.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -51,7 +52,7 @@ pub enum ImageError {
         operator: String,
     },
     /// The configuration does not allow its registry.
-    #[error("images of {registry} may not be pulled here")]
+    #[error("{}", images::not_allowed(.registry))]
     RegistryNotAllowed {
         /// Which registry.
         registry: String,

@@ -134,8 +134,7 @@ impl Inner {
         reporter: &Reporter,
     ) -> Result<ImageLease, ImageError> {
         let registry = image.registry();
-        let allowed = &self.config.allowed_registries;
-        if !allowed.is_empty() && !allowed.iter().any(|name| name == registry) {
+        if !crate::images::is_allowed(&self.config.allowed_registries, registry) {
             return Err(ImageError::RegistryNotAllowed { registry: registry.to_owned() });
         }
         let mirrors = self.config.mirrors.get(registry).map(Vec::as_slice).unwrap_or_default();
