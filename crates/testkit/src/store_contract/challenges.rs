@@ -81,19 +81,23 @@ pub async fn challenges_come_back_with_their_marks(config: StoreConfig) {
     assert_eq!(left, [(Mark::Solved, user)]);
 }
 
-/// What is not wanted any more is not prolonged.
+/// What is not wanted any more is not prolonged; and of two deadlines the later one holds, in whichever
+/// order they are written.
 pub async fn a_deadline_moves_only_while_a_stack_is_wanted(config: StoreConfig) {
     let store = open(&config).await;
     let (kept, gone) = (stack(1), stack(2));
     write(&store, [insert(&kept), insert(&gone)]).await;
     let desired = Desired::Gone;
     write(&store, [Change::Desire { id: gone.id, desired, generation: 2, at: at(3) }]).await;
-    for (one, generation) in [(&kept, 1), (&gone, 2)] {
-        let (id, expires_at) = (one.id, at(500));
-        write(&store, [Change::Extend { id, generation, expires_at, at: at(4) }]).await;
+    let seconds = std::time::Duration::from_secs;
+    let (later, earlier) = (kept.expires_at + seconds(500), kept.expires_at + seconds(400));
+    for (one, generation, expires_at, at) in
+        [(&kept, 1, later, at(4)), (&kept, 1, earlier, at(5)), (&gone, 2, later, at(4))]
+    {
+        write(&store, [Change::Extend { id: one.id, generation, expires_at, at }]).await;
     }
     let stacks = store.load().await.unwrap().stacks;
     let of = |id| stacks.iter().find(|stack| stack.id == id).unwrap();
-    assert_eq!((of(kept.id).expires_at, of(kept.id).updated_at), (at(500), at(4)));
+    assert_eq!((of(kept.id).expires_at, of(kept.id).updated_at), (later, at(4)));
     assert_eq!(of(gone.id).expires_at, gone.expires_at);
 }
