@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
+use stackd_testkit::kubernetes::{Cluster, Options};
 use stackd_testkit::postgres::Postgres;
 
 use crate::http::Client;
@@ -220,11 +221,21 @@ pub(crate) fn of_the_leader() -> Result<()> {
     goes_away(&mut fleet, "simulated runtime")
 }
 
-/// The same on a cluster, which a new leader lists before it decides anything. The options are those
-/// of the runtime.
-pub(crate) fn on_cluster(options: &[(&str, &str)]) -> Result<()> {
+/// The same on a cluster, which a new leader lists before it decides anything.
+pub(crate) fn on_a_cluster() -> Result<()> {
+    let options = Options { nodes: 0, fake_nodes: 10, ..Options::default() };
+    let Some(cluster) = Cluster::start(options) else { return Ok(()) };
+    let namespace = "stacks";
+    cluster.kubectl(&["create", "namespace", namespace]);
+    let kubeconfig = cluster.kubeconfig().display().to_string();
+    let options = [
+        ("--runtime", "kubernetes"),
+        ("--kubeconfig", &kubeconfig),
+        ("--namespace", namespace),
+        ("--node-port-range", "30000-31499"),
+    ];
     let postgres = Postgres::start();
-    let mut fleet = Fleet::start(postgres.database(), owned(options))?;
+    let mut fleet = Fleet::start(postgres.database(), owned(&options))?;
     fleet.fill()?;
     goes_away(&mut fleet, "cluster")
 }

@@ -30,7 +30,10 @@ fn main() -> Result<()> {
             "burst" => starts::at_once(100)?,
             "reads" => reads::from_memory()?,
             "player" => player::reads_and_creates()?,
-            "failover" => failover::of_the_leader()?,
+            "failover" => {
+                failover::of_the_leader()?;
+                failover::on_a_cluster()?;
+            }
             "docker" => docker::compare(start.as_ref())?,
             "kubernetes" => kubernetes::beside_a_plain_client()?,
             other => {

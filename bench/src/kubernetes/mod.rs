@@ -17,7 +17,6 @@ use serde_json::{Value, json};
 use stackd_runtimes::kubernetes::{KubernetesConfig, KubernetesRuntime};
 use stackd_testkit::kubernetes::{AuditMark, Cluster, Options};
 
-use crate::failover;
 use crate::server::Server;
 use crate::stats::{Samples, head, millis, target};
 use plain::{Plain, Template};
@@ -35,6 +34,8 @@ const OUR_PORTS: usize = 30_000;
 const THEIR_PORTS: usize = 31_500;
 const STACKS_IN: &str = "stacks";
 const PLAIN_IN: &str = "plain";
+/// How the client calls itself that stackd is compared with.
+const PLAIN: &str = "plain-client";
 const PATIENCE: Duration = Duration::from_secs(180);
 /// What docs/kubernetes.md promises of the calls of the API server for each stack: to make it, and to
 /// remove it.
@@ -107,7 +108,9 @@ pub(crate) fn beside_a_plain_client() -> Result<()> {
         let options = KubeConfigOptions::default();
         Ok::<_, anyhow::Error>(kube::Config::from_custom_kubeconfig(file, &options).await?)
     })?;
-    let client = executor.block_on(async { kube::Client::try_from(config) })?;
+    let mut apart = config;
+    apart.headers.push(("user-agent".parse()?, PLAIN.parse()?));
+    let client = executor.block_on(async { kube::Client::try_from(apart) })?;
     let kubeconfig = cluster.kubeconfig().display().to_string();
     let ports = format!("{OUR_PORTS}-{}", THEIR_PORTS - 1);
     let server = Server::with(
@@ -127,15 +130,7 @@ pub(crate) fn beside_a_plain_client() -> Result<()> {
     one_by_one(&executor, &server, &plain)?;
     executor.block_on(beside.until_empty())?;
     let bench = Bench { executor, server, plain, beside, cluster };
-    bench.many()?;
-    let Bench { server, cluster: _cluster, .. } = bench;
-    drop(server);
-    failover::on_cluster(&[
-        ("--runtime", "kubernetes"),
-        ("--kubeconfig", &kubeconfig),
-        ("--namespace", STACKS_IN),
-        ("--node-port-range", &ports),
-    ])
+    bench.many()
 }
 
 /// What a caller waits for.
@@ -265,7 +260,8 @@ impl Bench {
     fn calls(&self, mark: AuditMark, what: &str, most: f64) -> Result<()> {
         let mut calls = self.cluster.calls_since(mark);
         calls.retain(|call| {
-            let is_stackds = call.user == "admin" && !call.agent.starts_with("kwok");
+            let others = [PLAIN, "kwok"].iter().any(|agent| call.agent.starts_with(agent));
+            let is_stackds = call.user == "admin" && !others;
             call.namespace == STACKS_IN && call.verb != "watch" && is_stackds
         });
         println!("\n{} calls for {STACKS} stacks {what}:", calls.len());

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{DeleteParams, PostParams, WatchEvent, WatchParams};
+use kube::api::{DeleteParams, ListParams, PostParams, WatchEvent, WatchParams};
 use kube::{Api, Client, ResourceExt};
 use tokio::sync::watch;
 
@@ -81,6 +81,7 @@ impl Plain {
         tokio::spawn(follow(
             plain.policies.clone(),
             Arc::clone(&plain.seen),
+            |seen| seen.policies.clear(),
             |seen, object, there| {
                 keep(&mut seen.policies, object.name_any(), there);
             },
@@ -88,18 +89,28 @@ impl Plain {
         tokio::spawn(follow(
             plain.services.clone(),
             Arc::clone(&plain.seen),
+            |seen| seen.services.clear(),
             |seen, object, there| {
                 keep(&mut seen.services, object.name_any(), there);
             },
         ));
-        tokio::spawn(follow(plain.pods.clone(), Arc::clone(&plain.seen), |seen, pod, there| {
-            let name = pod.name_any();
-            let placed = pod.spec.is_some_and(|spec| spec.node_name.is_some());
-            let runs = pod.status.and_then(|status| status.phase).as_deref() == Some("Running");
-            keep(&mut seen.scheduled, name.clone(), there && placed);
-            keep(&mut seen.running, name.clone(), there && runs);
-            keep(&mut seen.pods, name, there);
-        }));
+        tokio::spawn(follow(
+            plain.pods.clone(),
+            Arc::clone(&plain.seen),
+            |seen| {
+                for names in [&mut seen.scheduled, &mut seen.running, &mut seen.pods] {
+                    names.clear();
+                }
+            },
+            |seen, pod, there| {
+                let name = pod.name_any();
+                let placed = pod.spec.is_some_and(|spec| spec.node_name.is_some());
+                let runs = pod.status.and_then(|status| status.phase).as_deref() == Some("Running");
+                keep(&mut seen.scheduled, name.clone(), there && placed);
+                keep(&mut seen.running, name.clone(), there && runs);
+                keep(&mut seen.pods, name, there);
+            },
+        ));
         plain
     }
 
@@ -181,24 +192,37 @@ fn renamed(of: &ObjectMeta, name: &str, owner: Option<(&str, &str)>) -> ObjectMe
     }
 }
 
+/// Keeps what is seen of a kind as it is. A watch ends by itself after some minutes, and the API server
+/// ends one that lags; what went away between two of them is told by a list alone.
 async fn follow<K>(
     api: Api<K>,
     seen: Arc<watch::Sender<Seen>>,
+    forget: fn(&mut Seen),
     take: impl Fn(&mut Seen, K, bool) + Send + 'static,
-) -> Result<()>
-where
+) where
     K: kube::Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
 {
-    // What is there already is told first. A watch ends by itself after some minutes; the next one
-    // tells all that is there again.
     let params = WatchParams::default().timeout(290);
     loop {
-        let mut events = api.watch(&params, "0").await?.boxed();
-        while let Some(event) = events.try_next().await? {
+        let Ok(listed) = api.list(&ListParams::default()).await else {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let version = listed.metadata.resource_version.unwrap_or_default();
+        seen.send_modify(|seen| {
+            forget(seen);
+            for object in listed.items {
+                take(seen, object, true);
+            }
+        });
+        let Ok(events) = api.watch(&params, &version).await else { continue };
+        let mut events = events.boxed();
+        while let Some(Ok(event)) = events.next().await {
             let (object, there) = match event {
                 WatchEvent::Added(object) | WatchEvent::Modified(object) => (object, true),
                 WatchEvent::Deleted(object) => (object, false),
-                _ => continue,
+                WatchEvent::Bookmark(_) => continue,
+                WatchEvent::Error(_) => break,
             };
             seen.send_modify(|seen| take(seen, object, there));
         }
