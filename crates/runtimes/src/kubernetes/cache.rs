@@ -44,6 +44,8 @@ pub(super) struct State {
     claims: HashMap<u16, StackId>,
     foreign: HashMap<u16, Instant>,
     waiters: HashMap<StackId, Arc<Notify>>,
+    /// When the collector of garbage has last begun with something of ours.
+    pub(super) collected: Option<Instant>,
     /// Since when nodes do not answer.
     pub(super) silent: HashMap<Box<str>, Instant>,
     rounds: [u32; 4],

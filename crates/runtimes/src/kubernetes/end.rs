@@ -1,7 +1,7 @@
 //! Ends a stack, with its pod kept for its logs, or removes all of it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kube::api::DeleteParams;
 use stackd_core::stack::reason;
@@ -14,9 +14,9 @@ use super::status::Over;
 /// How much later than the others a watch may tell that an object is gone.
 const WATCHES_LAG: Duration = Duration::from_secs(5);
 
-/// How many calls the collector of garbage may take the time of, until it has begun with what the
-/// policy owned.
-const COLLECTOR_PATIENCE: u32 = 3;
+/// How many calls the collector of garbage may take the time of without having begun with anything of
+/// ours, and how many for one stack while it goes on with others.
+const COLLECTOR_PATIENCE: (u32, u32) = (3, 30);
 
 /// How long a removal is waited for before the engine is told to ask again.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -68,10 +68,15 @@ impl Inner {
     async fn take_away(self: &Arc<Self>, id: StackId, grace: Duration) -> Result<(), RuntimeError> {
         let grace = self.mark_removing(id, grace);
         let name = id.to_string();
-        let uid = self.of_entry(id, |entry| entry.policy.as_ref().map(|it| it.view.uid.clone()));
+        // Asked for once: what is already being deleted only takes its time.
+        let uid = self.of_entry(id, |entry| {
+            let policy = entry.policy.as_ref().map(|seen| &seen.view)?;
+            (!policy.deleting || entry.asked.is_none()).then(|| policy.uid.clone())
+        });
         if let Some(uid) = uid {
             let call = delete(&self.policies, &name, uid, DeleteParams::foreground());
             self.call(&format!("removing {id}"), call).await?;
+            self.change_entry(id, |entry| entry.asked = Some(Instant::now()));
         }
         if let Some((uid, seconds)) = grace {
             let how = DeleteParams::default().grace_period(seconds);
@@ -79,14 +84,7 @@ impl Inner {
             self.call(&format!("ending {id}"), call).await?;
         }
         let gone = async {
-            let begun = self.until(id, |inner| inner.is_begun(id) || inner.is_stranded(id));
-            if tokio::time::timeout(
-                self.config.api_timeout.saturating_mul(COLLECTOR_PATIENCE),
-                begun,
-            )
-            .await
-            .is_err()
-            {
+            if !self.is_collected(id).await {
                 tracing::warn!(stack = %id, "the cluster does not take what a policy owned; taking it");
                 let what = format!("removing {id} by its parts");
                 self.call(&what, self.delete_service(id)).await?;
@@ -108,6 +106,27 @@ impl Inner {
         match tokio::time::timeout(PATIENCE, gone).await {
             Ok(result) => result,
             Err(_) => Err(error::retry(format!("{id} is not gone yet"))),
+        }
+    }
+
+    /// Waits until the collector of garbage has begun with what the policy owned, and says whether it
+    /// has.
+    async fn is_collected(&self, id: StackId) -> bool {
+        let since = Instant::now();
+        loop {
+            let begun = self.until(id, |inner| inner.is_begun(id) || inner.is_stranded(id));
+            let idle = self.config.api_timeout.saturating_mul(COLLECTOR_PATIENCE.0);
+            if tokio::time::timeout(idle, begun).await.is_ok() {
+                if !self.is_stranded(id) {
+                    self.state.lock().collected = Some(Instant::now());
+                }
+                return true;
+            }
+            let asked = self.of_entry(id, |entry| entry.asked).unwrap_or(since);
+            let last = self.state.lock().collected;
+            if is_given_up(self.config.api_timeout, asked, last, Instant::now()) {
+                return false;
+            }
         }
     }
 
@@ -199,5 +218,34 @@ impl Inner {
         if !state.entries.contains_key(&id) {
             state.wake(id);
         }
+    }
+}
+
+/// Whether the collector of garbage is not waited for any longer with a stack whose removal was asked
+/// for, where it has last begun with one of ours. With many at once it takes as long as it takes, and
+/// who helps then only costs the cluster more calls; so it is given up where it does nothing at all.
+fn is_given_up(call: Duration, asked: Instant, last: Option<Instant>, now: Instant) -> bool {
+    let (idle, longest) = COLLECTOR_PATIENCE;
+    let since = |then: Instant| now.saturating_duration_since(then);
+    let works = last.is_some_and(|last| since(last) < call.saturating_mul(idle));
+    !works || since(asked) > call.saturating_mul(longest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_collector_is_given_up_where_it_does_nothing_or_forgets_one() {
+        let call = Duration::from_secs(10);
+        let asked = Instant::now();
+        let after = |seconds| asked + Duration::from_secs(seconds);
+        let given_up =
+            |last: Option<u64>, now| is_given_up(call, asked, last.map(after), after(now));
+        assert!(given_up(None, 30), "it has never done anything");
+        assert!(given_up(Some(2), 32), "it has stopped");
+        assert!(!given_up(Some(29), 30), "it is busy with others");
+        assert!(!given_up(Some(280), 299), "it is busy for long");
+        assert!(given_up(Some(300), 301), "it takes others and never this one");
     }
 }

@@ -1,6 +1,7 @@
 //! A stack as the cluster has it: what is there of it, what that means, and what is to be done.
 
 use std::collections::{HashMap, HashSet};
+use std::time::Instant;
 
 use stackd_core::runtime::{ObservedStack, Placement, RuntimeState};
 use stackd_core::stack::{Condition, reason};
@@ -49,6 +50,8 @@ pub(super) struct Entry {
     /// This server has begun to make it, so that what is missing may be its own fault.
     pub(super) begun: bool,
     pub(super) removing: bool,
+    /// When the removal of its policy was asked for.
+    pub(super) asked: Option<Instant>,
     /// Why its image cannot be had was logged.
     pub(super) pull_logged: bool,
     pub(super) acting: Acting,
