@@ -4,6 +4,7 @@
 
 mod admission;
 mod alone;
+mod catalogue;
 mod deadlines;
 mod events;
 mod jobs;

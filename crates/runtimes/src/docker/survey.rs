@@ -48,6 +48,10 @@ pub async fn survey(config: &DockerConfig, room: &RoomPolicy, size: &Requested) 
     let finding = |name, fit, found: String, fix| Finding { name, fit, found, fix };
     let docker = match engine::connect(config).await {
         Ok(docker) => docker,
+        Err(error @ EngineError::Settings(_)) => {
+            let fix = "correct the settings in [runtime.docker], or the options of their names";
+            return vec![finding("settings", Fit::Not, error.to_string(), fix)];
+        }
         Err(error) => return vec![unreachable(error.to_string())],
     };
     let (version, info) = match tokio::join!(docker.version(), docker.info()) {
@@ -343,6 +347,19 @@ async fn limits_disk(docker: &Docker) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn settings_that_name_no_engine_are_not_the_engines_fault() {
+        let config = DockerConfig {
+            host: "tcp://192.0.2.1:2376".to_owned(),
+            tls_ca: Some("/ca.pem".into()),
+            ..DockerConfig::default()
+        };
+        let findings = survey(&config, &RoomPolicy::default(), &Requested::default()).await;
+        let [only] = &findings[..] else { panic!("{findings:?}") };
+        assert_eq!((only.name, only.fit), ("settings", Fit::Not));
+        assert!(only.fix.starts_with("correct the settings"), "{only:?}");
+    }
 
     #[test]
     fn what_an_engine_cannot_limit_is_said() {

@@ -113,6 +113,8 @@ impl Entry {
         }
         if let Some(over) = &self.over {
             let runs = self.may_run();
+            // What the cluster takes away as a whole is not taken from it by parts.
+            let acts = acts && !self.is_leaving();
             if acts && runs && !std::mem::replace(&mut self.acting.killing, true) {
                 actions.push(Action::Kill);
             }
@@ -209,6 +211,11 @@ impl Entry {
         !self.may_run() && self.service.is_none()
     }
 
+    /// Whether all of it is on its way out of the cluster.
+    fn is_leaving(&self) -> bool {
+        self.asked.is_some() || self.policy.as_ref().is_some_and(|policy| policy.view.deleting)
+    }
+
     /// Whether something of it runs, as far as anybody will tell.
     fn may_run(&self) -> bool {
         !self.node_gone && self.pod.as_ref().is_some_and(|pod| !pod.view.phase.is_over())
@@ -260,6 +267,30 @@ mod tests {
             let state = entry.state(&none, &HashSet::new(), true, &mut Vec::new());
             assert!(matches!(state, RuntimeState::Ended { .. }), "{state:?}");
         }
+    }
+
+    /// The collector of garbage may take its time, and every call that helps it costs the cluster more.
+    #[test]
+    fn what_is_being_removed_is_left_to_the_cluster() {
+        let state = State::default();
+        let mut entry = on_a_silent_node(None);
+        entry.over = Some(Box::new(Over::failed(reason::LOST, "the pod was deleted")));
+        let service = ServiceView {
+            uid: "service".into(),
+            generation: 1,
+            deleting: false,
+            ports: Box::default(),
+        };
+        entry.service = Some(state.seen(Kind::Service, service));
+        let mut policy = |deleting| {
+            let view = PolicyView { uid: "policy".into(), generation: 1, epoch: 1, deleting };
+            entry.policy = Some(state.seen(Kind::Policy, view));
+            let mut actions = Vec::new();
+            entry.state(&HashMap::new(), &HashSet::new(), true, &mut actions);
+            actions
+        };
+        assert_eq!(policy(true), []);
+        assert_eq!(policy(false), [Action::Kill, Action::DropService]);
     }
 
     #[test]

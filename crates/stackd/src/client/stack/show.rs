@@ -81,9 +81,15 @@ impl Stack {
         }
     }
 
+    /// The ports that lead to it: what has ended is reached no more, and another may have them.
+    fn open_ports(&self) -> &[PortMapping] {
+        if self.has_ended() { &[] } else { &self.ports }
+    }
+
     fn ports_line(&self) -> String {
         let show = |port: &PortMapping| format!("{} -> {}", named(port), self.address(port));
-        self.ports.iter().map(show).collect::<Vec<_>>().join(", ")
+        let shown = self.open_ports().iter().map(show).collect::<Vec<_>>();
+        if shown.is_empty() { "-".to_owned() } else { shown.join(", ") }
     }
 
     fn state(&self) -> String {
@@ -212,7 +218,7 @@ fn detail(stack: &Stack, now: Timestamp) -> String {
     line("status", &stack.state());
     line("message", stack.message.as_deref().unwrap_or_default());
     line("exit code", &stack.exit_code.map(|code| code.to_string()).unwrap_or_default());
-    for port in &stack.ports {
+    for port in stack.open_ports() {
         line("port", &format!("{} -> {}", named(port), stack.address(port)));
     }
     line("node", stack.node_id.as_deref().unwrap_or_default());
@@ -235,6 +241,11 @@ fn detail(stack: &Stack, now: Timestamp) -> String {
 
 /// Where the ports are reached, as `80/tcp -> 127.0.0.1:31001`; of one port, only the address.
 pub(crate) fn ports(stack: &Stack, wanted: Option<Port>) -> Result<String, Failure> {
+    if stack.has_ended() {
+        let text = format!("{} is {}: nothing reaches it any more", stack.stack_id, stack.status);
+        return Err(Failure::new(Exit::NotFound, text)
+            .hint("`stackd stack get` shows why, and `stackd stack logs` what it said"));
+    }
     let Some(wanted) = wanted else {
         let line = |port| format!("{} -> {}\n", named(port), stack.address(port));
         return Ok(stack.ports.iter().map(line).collect());
@@ -311,6 +322,19 @@ stack-716b6384dd477b0b   creating (Queued)   80/tcp -> 127.0.0.1:31001, 53/udp -
         v6["node_public_ip"] = json!("2001:db8::1");
         let v6 = ports(&Stack::read(&v6).unwrap(), None).unwrap();
         assert!(v6.starts_with("80/tcp -> [2001:db8::1]:31001\n"), "{v6}");
+    }
+
+    /// Another stack may have the ports by then.
+    #[test]
+    fn what_has_ended_shows_no_ports() {
+        let mut ended = stack();
+        ended["status"] = json!("stopped");
+        let now = "2026-02-10T02:04:00Z".parse().unwrap();
+        let text = rows(&[ended.clone()], Output::Table, now).unwrap();
+        assert!(text.contains("stopped (Queued)   -       1m34s"), "{text}");
+        let ended = Stack::read(&ended).unwrap();
+        assert!(!detail(&ended, now).contains("31001"));
+        assert_eq!(ports(&ended, None).unwrap_err().exit(), Exit::NotFound);
     }
 
     #[test]
