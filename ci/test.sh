@@ -90,6 +90,8 @@ step_test() {
     else
         skip kubernetes 'tests on a real Kubernetes: there is no Go to build it with'
     fi
+    # What is tested end to end mostly waits: for a container, a lease, a deadline.
+    [ "$(nproc)" -ge 4 ] || export RUST_TEST_THREADS="${RUST_TEST_THREADS:-4}"
     cargo test --workspace --locked
 }
 
