@@ -1,6 +1,9 @@
 //! What a cluster refuses, as its callers read it.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
+use stackd_testkit::within;
 
 use crate::IMAGE;
 use crate::on::On;
@@ -37,6 +40,15 @@ async fn what_it_refuses_is_told_in_the_documents_words() {
         "apiVersion: v1\nkind: ResourceQuota\nmetadata: {{name: quota, namespace: {name}}}\n\
          spec: {{hard: {{pods: '1'}}}}\n"
     ));
+    // It holds from when the cluster has counted what is there.
+    within("the quota holds", async {
+        let counted = "--output=jsonpath={.status.hard.pods}";
+        let asked = ["get", "resourcequota", "quota", "--namespace", name, counted];
+        while cluster.kubectl(&asked) != "1" {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
     let (status, first) = server.post("/stacks", &body("100m")).await;
     assert_eq!(status, 201, "{first}");
     let (status, error, stacks) = refused("100m").await;
