@@ -66,3 +66,41 @@ fn what_cannot_work_is_refused_with_its_name() {
         assert!(rendered.contains("kind: Deployment"), "{values:?}");
     }
 }
+
+/// The page of the way to a cluster, its commands taken as it prints them.
+#[test]
+fn the_pages_commands_name_what_the_chart_has() {
+    if stackd_testkit::kubernetes::is_left_out() {
+        return;
+    }
+    const PAGE: &str = include_str!("../../docs/cluster.md");
+    // Nothing is installed: what a command would bring is written, and the rest of a block left out.
+    const INSTEAD: &str = "
+        kubectl() { :; }
+        helm() {
+            local words=() word
+            for word in \"${@:2}\"; do [ \"$word\" = --reuse-values ] || words+=(\"$word\"); done
+            command helm template \"${words[@]}\" --kube-version 1.33.0
+        }
+    ";
+    let installs = |block: &&str| {
+        block
+            .lines()
+            .any(|line| line.starts_with("helm install") || line.starts_with("helm upgrade"))
+    };
+    let blocks: Vec<_> = PAGE.split("```").skip(1).step_by(2).filter(installs).collect();
+    let brought = ["stackd-first-key", "max_ttl = \"8h\"", "replicas: 3"];
+    assert_eq!(blocks.len(), brought.len(), "{blocks:#?}");
+    for (block, brings) in blocks.into_iter().zip(brought) {
+        let output = Command::new("bash")
+            .args(["-euc", &format!("{INSTEAD}{block}")])
+            .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+            .output()
+            .expect("bash");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{block}\n{errors}");
+        let rendered = String::from_utf8_lossy(&output.stdout);
+        assert!(rendered.contains("kind: Deployment"), "{block}\n{rendered}");
+        assert!(rendered.contains(brings), "{block}\nbrings no {brings:?}\n{rendered}");
+    }
+}
