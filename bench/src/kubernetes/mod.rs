@@ -51,6 +51,8 @@ const GIVEN_UP: Duration = Duration::from_secs(5);
 
 /// Pods that the kubelets call running, and whose node port takes no traffic.
 const RUNS: &str = "\"reason\":\"ContainersNotReady\"";
+/// Stacks whose service is there too: before that no node is told.
+const PLACED: &str = "\"node_id\":\"";
 
 fn body() -> String {
     let pod = "kind: Pod\nspec:\n  containers:\n    - name: app\n      image: nginx:stable\n      \
@@ -238,7 +240,9 @@ impl Bench {
         let mark = self.cluster.audit_mark();
         let since = Instant::now();
         spread(server, |server, _| create(server, &body).map(drop))?;
-        until(server, "/stacks", |list| list.matches(RUNS).count() == STACKS)?;
+        until(server, "/stacks", |list| {
+            [RUNS, PLACED].iter().all(|word| list.matches(word).count() == STACKS)
+        })?;
         let made = since.elapsed();
         if look {
             self.calls(mark, "made", CALLS.0)?;
