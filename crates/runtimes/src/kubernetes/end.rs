@@ -114,17 +114,18 @@ impl Inner {
     async fn is_collected(&self, id: StackId) -> bool {
         let since = Instant::now();
         loop {
+            // Also across removals that were asked for again.
+            let asked = self.of_entry(id, |entry| entry.asked).unwrap_or(since);
+            let last = self.state.lock().collected;
+            let left = patience(self.config.api_timeout, asked, last, Instant::now());
             let begun = self.until(id, |inner| inner.is_begun(id) || inner.is_stranded(id));
-            let idle = self.config.api_timeout.saturating_mul(COLLECTOR_PATIENCE.0);
-            if tokio::time::timeout(idle, begun).await.is_ok() {
+            if tokio::time::timeout(left, begun).await.is_ok() {
                 if !self.is_stranded(id) {
                     self.state.lock().collected = Some(Instant::now());
                 }
                 return true;
             }
-            let asked = self.of_entry(id, |entry| entry.asked).unwrap_or(since);
-            let last = self.state.lock().collected;
-            if is_given_up(self.config.api_timeout, asked, last, Instant::now()) {
+            if left.is_zero() {
                 return false;
             }
         }
@@ -221,14 +222,13 @@ impl Inner {
     }
 }
 
-/// Whether the collector of garbage is not waited for any longer with a stack whose removal was asked
-/// for, where it has last begun with one of ours. With many at once it takes as long as it takes, and
-/// who helps then only costs the cluster more calls; so it is given up where it does nothing at all.
-fn is_given_up(call: Duration, asked: Instant, last: Option<Instant>, now: Instant) -> bool {
+/// For how long the collector of garbage is still waited for with a stack whose removal was asked for,
+/// where it has last begun with one of ours. With many at once it takes as long as it takes, and who
+/// helps then only costs the cluster more calls; so it is given up where it does nothing at all.
+fn patience(call: Duration, asked: Instant, last: Option<Instant>, now: Instant) -> Duration {
     let (idle, longest) = COLLECTOR_PATIENCE;
-    let since = |then: Instant| now.saturating_duration_since(then);
-    let works = last.is_some_and(|last| since(last) < call.saturating_mul(idle));
-    !works || since(asked) > call.saturating_mul(longest)
+    let left = |calls, since| call.saturating_mul(calls).saturating_sub(now - since);
+    left(idle, last.map_or(asked, |last| last.max(asked))).min(left(longest, asked))
 }
 
 #[cfg(test)]
@@ -238,14 +238,15 @@ mod tests {
     #[test]
     fn a_collector_is_given_up_where_it_does_nothing_or_forgets_one() {
         let call = Duration::from_secs(10);
-        let asked = Instant::now();
-        let after = |seconds| asked + Duration::from_secs(seconds);
-        let given_up =
-            |last: Option<u64>, now| is_given_up(call, asked, last.map(after), after(now));
-        assert!(given_up(None, 30), "it has never done anything");
-        assert!(given_up(Some(2), 32), "it has stopped");
-        assert!(!given_up(Some(29), 30), "it is busy with others");
-        assert!(!given_up(Some(280), 299), "it is busy for long");
-        assert!(given_up(Some(300), 301), "it takes others and never this one");
+        let before = Instant::now();
+        let at = |seconds| before + Duration::from_secs(seconds);
+        let left = |last: Option<u64>, now| patience(call, at(5), last.map(at), at(now)).as_secs();
+        assert_eq!(left(None, 5), 30, "it may begin");
+        assert_eq!(left(None, 35), 0, "it has never done anything");
+        assert_eq!(left(Some(1), 34), 1, "what it did before says little");
+        assert_eq!(left(Some(7), 37), 0, "it has stopped");
+        assert_eq!(left(Some(34), 35), 29, "it is busy with others");
+        assert_eq!(left(Some(300), 304), 1, "it is busy for long");
+        assert_eq!(left(Some(304), 305), 0, "it takes others and never this one");
     }
 }
