@@ -252,7 +252,9 @@ mod tests {
         drop(sink);
         output.last_turns(&mut file);
         // A test beside this one that forks holds the other end too, for a moment.
+        let deadline = Instant::now() + Duration::from_secs(10);
         while output.turn(&mut file).open {
+            assert!(Instant::now() < deadline, "nobody writes any more, and it stays open");
             std::thread::yield_now();
         }
         let text = std::fs::read_to_string(directory.path().join("web.log")).unwrap();
